@@ -1,0 +1,44 @@
+# Every target sets up .venv by itself; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup bench test site serve render check train lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make .venv with everything that the other targets need
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[site,test]' -c constraints.txt
+	@touch $@
+
+bench: $(READY)  ## prune the embedded model every way, measure, print the table (under 5 minutes)
+	$(BIN)/python -m reference.bench --suite embedded
+
+test: $(READY)  ## lint, check the catalogue, run the tests
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## check the catalogue and that README is rendered from it
+	@$(BIN)/python -m scripts.validate
+	@$(BIN)/python -m scripts.render --check
+
+render: $(READY)  ## write README's lists and tables and the site's generated pages
+	$(BIN)/python -m scripts.render
+
+site: render  ## build the site into _site/
+	$(BIN)/mkdocs build --strict
+
+serve: render  ## build the site and open it on localhost
+	$(BIN)/mkdocs serve
+
+train: $(READY)  ## train the embedded model again (hours on a CPU; resumes)
+	$(BIN)/python -m reference train openmoji-mmdit --out out/openmoji-mmdit
+
+clean:  ## remove what the targets made
+	rm -rf .venv _site site/generated out

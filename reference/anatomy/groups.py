@@ -1,0 +1,84 @@
+"""What a rule answers with, and the only two things that are ever done to it: mask units, cut units."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Slice(NamedTuple):
+    """Unit u spans indices start + u*width ... start + (u+1)*width - 1 of dimension `dim` of a parameter."""
+
+    parameter: str
+    dim: int
+    start: int
+    width: int
+
+
+class Group(NamedTuple):
+    """Units that compete: the heads of an attention, the neurons of a feed-forward.
+
+    `attributes`: (module name, attribute, how much of it one unit accounts for); sizes that forward reads.
+    """
+
+    name: str
+    component: str
+    count: int
+    slices: tuple[Slice, ...]
+    attributes: tuple[tuple[str, str, int], ...] = ()
+
+
+def indices(s: Slice, units: Tensor) -> Tensor:
+    """Indices along `s.dim` that the given unit numbers (n,) span, (n * width,)."""
+    return (s.start + units[:, None] * s.width + torch.arange(s.width)).flatten()
+
+
+def group_parameters(root: nn.Module, group: Group) -> int:
+    """How many weights belong to the group's units; where two slices of a matrix cross, once."""
+    spanned: dict[str, Tensor] = {}
+    everything = torch.arange(group.count)
+    for s in group.slices:
+        parameter = root.get_parameter(s.parameter)
+        seen = spanned.setdefault(s.parameter, torch.zeros(parameter.shape, dtype=torch.bool))
+        seen.index_fill_(s.dim, indices(s, everything), True)
+    return sum(int(seen.sum()) for seen in spanned.values())
+
+
+@torch.no_grad()
+def mask_units(root: nn.Module, removed: Mapping[Group, Tensor]) -> None:
+    """Write +0.0 over all that the removed units (numbers, (n,)) span: producers' rows and bias, consumers' columns."""
+    for group, units in removed.items():
+        for s in group.slices:
+            parameter = root.get_parameter(s.parameter)
+            parameter.index_fill_(s.dim, indices(s, units).to(parameter.device), 0)
+
+
+@torch.no_grad()
+def cut_units(root: nn.Module, removed: Mapping[Group, Tensor]) -> None:
+    """Take the removed units (numbers, (n,)) out of every parameter and shrink the sizes that forward reads."""
+    gone: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+    for group, units in removed.items():
+        if len(units):
+            for s in group.slices:
+                gone[s.parameter, s.dim].append(indices(s, units))
+            for module, attribute, each in group.attributes:
+                owner = root.get_submodule(module)
+                setattr(owner, attribute, getattr(owner, attribute) - each * len(units))
+    for (name, dim), parts in gone.items():
+        old = root.get_parameter(name)
+        stays = torch.ones(old.shape[dim], dtype=torch.bool)
+        stays[torch.cat(parts)] = False
+        kept = old.index_select(dim, stays.nonzero().flatten().to(old.device))
+        _replace(root, old, nn.Parameter(kept, requires_grad=old.requires_grad))
+
+
+def _replace(root: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
+    """Put `new` wherever `old` is registered, so that tied weights stay tied."""
+    for module in root.modules():
+        for attribute, parameter in list(module._parameters.items()):
+            if parameter is old:
+                module.register_parameter(attribute, new)
+                if isinstance(module, nn.Linear) and attribute == "weight":
+                    module.out_features, module.in_features = new.shape

@@ -1,0 +1,207 @@
+"""Save what pruning made, load it anywhere: safetensors and JSON, no pickle, bit-identical.
+
+A model whose shapes are those of its config (masks) becomes a plain diffusers folder. A cut model cannot: its config
+has no word for the width of a single block, and plain `from_pretrained` would re-initialise what does not fit. So its
+weights go to `pruned.safetensors`, which plain `from_pretrained` does not find, and `pruning.json` records every shape
+and size in which the model differs from the one its config describes.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import diffusers
+import torch
+from accelerate import init_empty_weights
+from diffusers import DiffusionPipeline, ModelMixin
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+FORMAT = "reference-pruning/1"
+WEIGHTS, MANIFEST = "pruned.safetensors", "pruning.json"
+PLAIN = "diffusion_pytorch_model"
+
+
+def save_pruned(model: ModelMixin | DiffusionPipeline, folder: str | os.PathLike) -> None:
+    """Write a model or pipeline to `folder`, which must be new, empty, or an earlier output of this function.
+
+    Nothing at `folder` is touched until everything is written beside it.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not list(folder.glob(f"**/{MANIFEST}")):
+        raise ValueError(f"{folder} holds other files; name a new folder, or one that save_pruned wrote")
+    with _moved_into_place(folder) as scratch:
+        if isinstance(model, DiffusionPipeline):
+            model.save_pretrained(scratch, safe_serialization=True)
+            for name, module in model.components.items():
+                if isinstance(module, ModelMixin) and hasattr(module, "_pruning_history"):
+                    shutil.rmtree(scratch / name)
+                    (scratch / name).mkdir()
+                    _save_model(module, scratch / name)
+        else:
+            _save_model(model, scratch)
+
+
+def load_pruned(
+    folder: str | os.PathLike, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> ModelMixin | DiffusionPipeline:
+    """What `save_pruned` wrote: a model or a pipeline. `dtype=None` keeps the saved one.
+
+    Every tensor must be there in the recorded shape; nothing is ever re-initialised. Raises ValueError, with the file
+    and what to do, if something is missing, cut short or does not fit.
+    """
+    folder = Path(folder)
+    if (folder / "model_index.json").exists():
+        return _load_pipeline(folder, dtype, device)
+    if not (folder / MANIFEST).exists():
+        raise ValueError(
+            f"{folder} holds no {MANIFEST}; load folders that save_pruned did not write by from_pretrained"
+        )
+    return _load_model(folder, dtype, device)
+
+
+def _save_model(model: ModelMixin, folder: Path) -> None:
+    twin = _twin(type(model), dict(model.config))
+    shapes = {n: list(p.shape) for n, p in model.named_parameters() if p.shape != twin.get_parameter(n).shape}
+    manifest = {
+        "format": FORMAT,
+        "class": type(model).__name__,
+        "shapes": shapes,
+        "attributes": _changed_sizes(model, twin),
+        "history": getattr(model, "_pruning_history", []),
+        "versions": {package: version(package) for package in ("torch", "diffusers", "safetensors")},
+    }
+    if shapes:
+        model.save_config(folder)
+        save_file({n: t.contiguous() for n, t in model.state_dict().items()}, folder / WEIGHTS, {"format": "pt"})
+    else:
+        model.save_pretrained(folder, safe_serialization=True)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["pruning"] = {"format": FORMAT, "manifest": MANIFEST}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _load_model(folder: Path, dtype: torch.dtype | None, device: str | torch.device) -> ModelMixin:
+    manifest = _read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{folder / MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}")
+    kind = getattr(diffusers, str(manifest.get("class")), None)
+    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
+        raise ValueError(
+            f"{folder / MANIFEST} names the class {manifest.get('class')!r}, which diffusers does not have"
+        )
+    config = _read_json(folder / "config.json")
+    config.pop("pruning", None)
+    model = _twin(kind, config)
+    _resize(model, manifest, folder / MANIFEST)
+
+    tensors: dict[str, Tensor] = {}
+    files = [folder / WEIGHTS] if manifest["shapes"] else sorted(folder.glob(f"{PLAIN}*.safetensors"))
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    for file in files:
+        tensors |= _read_tensors(file, expected, device)
+    missing = sorted(set(expected) - set(tensors))
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} tensors are missing, e.g. {missing[0]}; copy the folder again")
+    model.load_state_dict(tensors, strict=True, assign=True)
+    model._pruning_history = manifest["history"]
+    if dtype is not None:
+        model.to(dtype)
+    return model.to(device).eval()
+
+
+def _read_tensors(file: Path, expected: dict[str, tuple[int, ...]], device: str | torch.device) -> dict[str, Tensor]:
+    """All tensors of a file, their names and shapes checked before any is read."""
+    try:
+        with safe_open(file, framework="pt", device=str(device)) as stored:
+            names = list(stored.keys())
+            for name in names:
+                shape = tuple(stored.get_slice(name).get_shape())
+                if name not in expected:
+                    raise ValueError(f"{file}: tensor {name} is not part of the model; the folder mixes two models")
+                if shape != expected[name]:
+                    raise ValueError(f"{file}: {name} has shape {shape}, the manifest says {expected[name]}")
+            return {name: stored.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is missing or cut short ({error}); copy or download it again") from error
+
+
+def _resize(model: nn.Module, manifest: dict, file: Path) -> None:
+    """Give the twin the recorded shapes and sizes. Only what exists can be changed, and only to something smaller."""
+    parameters = dict(model.named_parameters())
+    for name, shape in manifest["shapes"].items():
+        old = parameters.get(name)
+        if (
+            old is None
+            or len(shape) != old.ndim
+            or not all(0 < new <= was for new, was in zip(shape, old.shape, strict=True))
+        ):
+            raise ValueError(f"{file}: shape {shape} of {name} does not fit the model that config.json describes")
+        owner, _, attribute = name.rpartition(".")
+        model.get_submodule(owner).register_parameter(attribute, nn.Parameter(torch.empty(shape, device="meta")))
+    modules = dict(model.named_modules())
+    for name, sizes in manifest["attributes"].items():
+        for attribute, value in sizes.items():
+            old = vars(modules[name]).get(attribute) if name in modules else None
+            if type(old) is not int or type(value) is not int or not 0 < value <= old:
+                raise ValueError(f"{file}: {name}.{attribute} = {value!r} does not fit the model of config.json")
+            setattr(modules[name], attribute, value)
+
+
+def _changed_sizes(model: nn.Module, twin: nn.Module) -> dict[str, dict[str, int]]:
+    """Integer attributes (heads, inner_dim, out_features, ...) in which the model differs from its twin."""
+    changed = {}
+    for (name, module), (_, dense) in zip(model.named_modules(), twin.named_modules(), strict=True):
+        sizes = {a: v for a, v in vars(module).items() if type(v) is int and v != vars(dense).get(a)}
+        if sizes:
+            changed[name] = sizes
+    return changed
+
+
+def _twin(kind: type[ModelMixin], config: dict) -> ModelMixin:
+    """The dense model that the config describes, its parameters without memory, its computed buffers real."""
+    with init_empty_weights(include_buffers=False):
+        return kind.from_config({k: v for k, v in config.items() if k != "_name_or_path"})
+
+
+def _load_pipeline(folder: Path, dtype: torch.dtype | None, device: str | torch.device) -> DiffusionPipeline:
+    from reference.embedded.pipeline import EmbeddedPipeline  # a pipeline class of ours, unknown to diffusers
+
+    index = _read_json(folder / "model_index.json")
+    pruned = {name: _load_model(folder / name, dtype, device) for name in index if (folder / name / MANIFEST).exists()}
+    kind = EmbeddedPipeline if index.get("_class_name") == "EmbeddedPipeline" else DiffusionPipeline
+    saved = dtype or next(iter(pruned.values())).dtype if pruned else dtype
+    return kind.from_pretrained(folder, dtype=saved, use_safetensors=True, **pruned).to(device)
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as JSON ({error})") from error
+
+
+@contextmanager
+def _moved_into_place(folder: Path) -> Iterator[Path]:
+    """A scratch folder beside `folder` that takes its place when the block ends well, and vanishes when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    scratch.chmod(0o755)
+    try:
+        yield scratch
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            os.replace(folder, old / "old")
+            os.replace(scratch, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,32 @@
+"""Magnitude: what is small matters little.
+
+Weights (Han et al. 2015, arXiv 1506.02626, section 3):          S_oi = |W_oi|
+Units (Li et al. 2017, arXiv 1608.08710, section 3.1, for p = 1): S_u  = sum of |w|^p over the weights coupled to unit u
+
+Deviation: Li et al. sum over a filter's own weights only; here every weight that disappears together with the unit
+counts, the rows that produce it and the columns that consume it alike, as in Torch-Pruning.
+
+Shapes: o outputs, i inputs, u units, w consecutive indices that one unit spans (32 for a head of 32, 1 for a neuron).
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def weight_scores(W: Tensor) -> Tensor:
+    """|W| in fp32, same shape."""
+    return W.detach().float().abs()
+
+
+def unit_scores(slices: Iterable[tuple[Tensor, int]], count: int, p: int = 2) -> Tensor:
+    """Scores (u,) of `count` units, from the tensors that they span.
+
+    `slices`: pairs of a tensor and the dimension along which it is cut, of length count * w.
+    """
+    S_u = torch.zeros(count)
+    for tensor, dim in slices:
+        by_unit = tensor.detach().float().movedim(dim, 0).reshape(count, -1)
+        S_u = S_u.to(by_unit.device) + by_unit.abs().pow(p).sum(1)
+    return S_u

@@ -1,0 +1,186 @@
+"""Plan, apply, prune: the public verbs, each a few lines over score -> select -> cut."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import Tensor, nn
+
+from reference.anatomy import unit_groups
+from reference.anatomy.groups import cut_units, group_parameters, mask_units
+from reference.errors import NotPrunable
+from reference.heads import plan_heads
+from reference.iterative import rates_by_round, stay_removed
+from reference.plans import Plan, digest
+from reference.report import Report, make_report
+from reference.request import STRUCTURED, Request, parse_n_m
+from reference.semi_structured import remove_n_m
+from reference.structured import remove_units
+from reference.targets import weight_targets
+from reference.unstructured import remove_weights, zero_weights
+
+DENOISERS = ("transformer", "transformer_2", "unet", "prior", "decoder")  # names of pipeline components
+
+
+class Units(NamedTuple):
+    """One group of units: `count` of them, which hold `parameters` weights together."""
+
+    name: str
+    component: str
+    count: int
+    parameters: int
+
+
+def units(model: nn.Module | DiffusionPipeline, granularity: str) -> list[Units]:
+    """The groups of a granularity in module order; for `weight` and `N:M` the layers that are pruned by default."""
+    root = as_root(model)
+    if granularity in STRUCTURED:
+        groups = unit_groups(root, granularity)
+        return [Units(g.name, g.component, g.count, group_parameters(root, g)) for g in groups]
+    layers, _ = weight_targets(root, Request(granularity, None if parse_n_m(granularity) else 0.0))
+    return [Units(la.name, la.component, la.module.weight.numel(), la.module.weight.numel()) for la in layers]
+
+
+def plan(
+    model: nn.Module | DiffusionPipeline,
+    granularity: str,
+    amount: float | Mapping[str, float] | None = None,
+    criterion: str = "magnitude",
+    scope: str = "layer",
+    only: str | Sequence[str] | None = None,
+    skip: str | Sequence[str] | None = None,
+    round_to: int | str = "auto",
+    min_keep: int = 1,
+    exact_only: bool = False,
+    seed: int = 0,
+) -> Plan:
+    """Decide which units go; the model stays as it is, bit for bit.
+
+    granularity  weight, a pattern N:M, head or neuron
+    amount       fraction in [0, 1), or {component or fnmatch pattern: fraction}; left out for N:M
+    scope        among which units the lowest are taken: row (weights only), layer, component, global
+    only, skip   fnmatch patterns on layer names; `only` also reaches layers outside the repeated blocks
+    round_to     tile that kept widths are rounded to; "auto": 64 from a width of 1024 on
+    min_keep     units that every group keeps
+
+    Raises ValueError for arguments that make no sense and NotPrunable for models that have no such units.
+    """
+    request = Request(granularity, amount, criterion, scope, only, skip, round_to, min_keep, exact_only, seed)
+    return _plan(as_root(model), request)
+
+
+def _plan(root: nn.Module, request: Request, gone: Mapping[str, Tensor] | None = None) -> Plan:
+    """The plan for a checked request; `gone` are units removed in earlier rounds, which stay removed."""
+    if request.granularity in STRUCTURED:
+        method = remove_units
+    else:
+        method = remove_n_m if parse_n_m(request.granularity) else remove_weights
+    removed, skipped = method(root, request, gone)
+    return Plan.of(request.granularity, removed, digest=digest(root), request=asdict(request), skipped=skipped)
+
+
+def apply(model: nn.Module | DiffusionPipeline, plan: Plan, mode: str = "cut") -> Report:
+    """Carry out a plan in place: `cut` removes the units, `mask` zeroes them and keeps every shape.
+
+    Weights and N:M patterns have nothing to cut: both modes zero them. Raises ValueError if the plan was made for
+    another model.
+    """
+    if mode not in ("cut", "mask"):
+        raise ValueError(f"mode is 'cut' or 'mask', not {mode!r}")
+    root = as_root(model)
+    if digest(root) != plan.digest:
+        raise ValueError("the plan was made for another model, or for this one before it changed; make a new plan")
+    before = {name: p.numel() for name, p in root.named_parameters()}
+    for name, weight in plan.weights.items():
+        root.get_parameter(name).data.copy_(weight)
+    _carry_out(root, plan, mode)
+    for denoiser in root.values() if isinstance(root, nn.ModuleDict) else [root]:
+        denoiser._pruning_history = [
+            *getattr(denoiser, "_pruning_history", []),
+            {"granularity": plan.granularity, "mode": mode, "request": plan.request, "digest": plan.digest},
+        ]
+    return make_report(root, plan, mode, before)
+
+
+def _carry_out(root: nn.Module, plan: Plan, mode: str) -> None:
+    """Mask or cut what the plan removes."""
+    removed = {name: plan.removed(name) for name in plan.keep}
+    if plan.granularity not in STRUCTURED:
+        return zero_weights(root, removed)
+    groups = {group.name: group for group in unit_groups(root, plan.granularity)}
+    numbers = {groups[name]: gone.nonzero().flatten() for name, gone in removed.items()}
+    (cut_units if mode == "cut" else mask_units)(root, numbers)
+
+
+def prune(
+    model: nn.Module | DiffusionPipeline,
+    granularity: str,
+    amount: float | Mapping[str, float] | None = None,
+    schedule: str = "one-shot",
+    rounds: int = 1,
+    recover: Callable[[Any, int], None] | None = None,
+    **keywords: Any,
+) -> Report:
+    """Plan and cut in place, at once or in several rounds (`iterative.py`); keywords as in `plan`.
+
+    `recover(model, round)` is called after each round, rounds counted from 1, to train what is left. Until the last
+    round is over, removed units are masked and held at zero through every optimizer step; then they are cut. The
+    report's plan refers to the dense model.
+    """
+    request = Request(granularity, amount, **keywords)
+    root = as_root(model)
+    rates = rates_by_round(request, schedule, rounds)
+    source, gone = digest(root), None
+    for number, rate in enumerate(rates, start=1):
+        current = _plan(root, rate, gone)
+        gone = {name: current.removed(name) for name in current.keep}
+        if recover is not None:
+            with stay_removed(lambda: _carry_out(root, current, "mask")):  # noqa: B023 - used within this round only
+                recover(model, number)
+        elif number < len(rates):
+            _carry_out(root, current, "mask")
+    # What recovery changed is the model now: cut it, then hand back the plan as made for the dense one.
+    current.digest = digest(root)
+    current.request |= {"amount": amount, "schedule": schedule, "rounds": rounds, "recovered": recover is not None}
+    report = apply(model, current, "cut")
+    current.digest = source
+    return report
+
+
+def prune_heads(model: nn.Module | DiffusionPipeline, heads: Mapping[int | str, Sequence[int]]) -> Report:
+    """Cut named heads: {position in units(model, "head") or its name: [head numbers]}."""
+    return apply(model, plan_heads(model, heads))
+
+
+def as_root(model: nn.Module | DiffusionPipeline) -> nn.Module:
+    """The model itself, or a pipeline's denoisers under their component names, once nothing stands in the way.
+
+    Raises NotPrunable, with the remedy, for models whose weights cannot be read or changed in place.
+    """
+    if isinstance(model, DiffusionPipeline):
+        found = {name: model.components.get(name) for name in DENOISERS}
+        found = {name: module for name, module in found.items() if isinstance(module, ModelMixin)}
+        if not found:
+            raise NotPrunable(f"{type(model).__name__} has no denoiser among {', '.join(DENOISERS)}")
+        for module in found.values():
+            _check(module)
+        return nn.ModuleDict(found)
+    _check(model)
+    return model
+
+
+def _check(model: nn.Module) -> None:
+    name = type(model).__name__
+    if hasattr(model, "_orig_mod"):
+        raise NotPrunable("the model is compiled; prune the module inside (model._orig_mod), then compile")
+    for layer in model.modules():
+        if hasattr(layer, "_hf_hook"):
+            raise NotPrunable(f"{name} carries offload hooks; prune before enabling offload, or remove the hooks")
+        if hasattr(layer, "lora_A") or hasattr(layer, "base_layer"):
+            raise NotPrunable(f"{name} carries adapters; fuse or unload them first")
+    for weight, parameter in model.named_parameters():
+        if parameter.device.type == "meta":
+            raise NotPrunable(f"{weight} is on the meta device: load the weights before pruning")
+        if not parameter.is_floating_point():
+            raise NotPrunable(f"{weight} is quantised ({parameter.dtype}); load the model unquantised")

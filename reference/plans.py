@@ -1,0 +1,126 @@
+"""The Plan: which units stay. The one hand-off between select and cut, a file that can be kept, read and shared."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+FORMAT = "reference-plan/1"
+SAMPLE = 4096
+
+
+@dataclass
+class Plan:
+    """`keep[group]`: numbers of the kept units (kept,); for `weight` and `N:M` packed bits of the whole matrix."""
+
+    granularity: str
+    keep: dict[str, Tensor]
+    shapes: dict[str, list[int]]  # of each group: [units], or the weight's shape
+    digest: str  # of the model that the plan was made for
+    request: dict = field(default_factory=dict)  # the keywords of `plan`, for the record
+    skipped: dict[str, str] = field(default_factory=dict)  # layer -> why it stays whole
+    weights: dict[str, Tensor] = field(default_factory=dict)  # replacements in dense shape, written before the cut
+    approximate: dict[str, str] = field(default_factory=dict)  # group -> why cutting it is not exact
+
+    def removed(self, name: str) -> Tensor:
+        """Booleans of shape `shapes[name]`, True where a unit of the group goes."""
+        if self.granularity == "weight" or ":" in self.granularity:
+            return ~unpack(self.keep[name], self.shapes[name])
+        gone = torch.ones(self.shapes[name], dtype=torch.bool)
+        gone[self.keep[name]] = False
+        return gone
+
+    @classmethod
+    def of(cls, granularity: str, removed: Mapping[str, Tensor], **facts) -> "Plan":
+        """From booleans, True where a unit goes: (units,) of each group, or the weight's shape."""
+        by_bits = granularity == "weight" or ":" in granularity
+        keep = {n: pack(~gone) if by_bits else (~gone).nonzero().flatten() for n, gone in removed.items()}
+        return cls(granularity, keep, {n: list(gone.shape) for n, gone in removed.items()}, **facts)
+
+    @classmethod
+    def from_removed(cls, model: nn.Module, granularity: str, removed: Mapping[str, Sequence[int]]) -> "Plan":
+        """A plan by hand: group name -> numbers of the units to remove (flat indices for `weight`)."""
+        from reference.engine import as_root, units  # the engine builds plans, so it cannot be imported above
+
+        groups = {group.name: group for group in units(model, granularity)}
+        masks = {}
+        for name, numbers in removed.items():
+            if name not in groups:
+                raise ValueError(f"no group {name!r} of granularity {granularity!r}; groups: {some(groups)}")
+            count = groups[name].count
+            wrong = [n for n in numbers if not 0 <= n < count]
+            if wrong:
+                raise ValueError(f"{name} has units 0 to {count - 1}, not {wrong[0]}")
+            gone = torch.zeros(count, dtype=torch.bool)
+            gone[list(numbers)] = True
+            if gone.all():
+                raise ValueError(f"{name}: removing all {count} units leaves nothing of the layer; keep at least one")
+            if granularity == "weight" or ":" in granularity:
+                gone = gone.reshape(as_root(model).get_submodule(name).weight.shape)
+            masks[name] = gone
+        request = {"granularity": granularity, "by": "hand"}
+        return cls.of(granularity, masks, digest=digest(as_root(model)), request=request)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write plan.json and plan.safetensors into `folder`, which is created."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"keep.{name}": kept for name, kept in self.keep.items()}
+        tensors |= {f"weights.{name}": tensor.contiguous() for name, tensor in self.weights.items()}
+        facts = {k: v for k, v in vars(self).items() if k not in ("keep", "weights")}
+        facts |= {"format": FORMAT, "weights": sorted(self.weights)}
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            save_file(tensors, Path(scratch) / "plan.safetensors")
+            (Path(scratch) / "plan.json").write_text(json.dumps(facts, indent=1) + "\n")
+            for name in ("plan.safetensors", "plan.json"):
+                os.replace(Path(scratch) / name, folder / name)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Plan":
+        """Read what `save` wrote. Raises ValueError if it is something else."""
+        folder = Path(folder)
+        facts = json.loads((folder / "plan.json").read_text())
+        if facts.pop("format", None) != FORMAT:
+            raise ValueError(f"{folder / 'plan.json'} is not a plan of format {FORMAT}")
+        tensors = load_file(folder / "plan.safetensors")
+        facts["keep"] = {name: tensors[f"keep.{name}"] for name in facts["shapes"]}
+        facts["weights"] = {name: tensors[f"weights.{name}"] for name in facts["weights"]}
+        return cls(**facts)
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Booleans as bits, 8 to a byte."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
+
+
+def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of `pack`. Raises ValueError if there are too few bits for `shape`."""
+    count = int(np.prod(shape))
+    if len(bits) != (count + 7) // 8:
+        raise ValueError(f"{len(bits)} bytes of mask do not make shape {tuple(shape)}")
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool).reshape(shape))
+
+
+def digest(root: nn.Module) -> str:
+    """Fingerprint of a model: names, shapes, dtypes of all parameters and some 4,096 evenly spaced values of each."""
+    fingerprint = hashlib.sha256()
+    for name, parameter in root.named_parameters():
+        fingerprint.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, len(flat) // SAMPLE)]
+        fingerprint.update(sample.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+    return fingerprint.hexdigest()
+
+
+def some(names: Iterable[str]) -> str:
+    """A few names for an error message."""
+    names = list(names)
+    return ", ".join(names[:4]) + (f", ... ({len(names)} in all)" if len(names) > 4 else "")

@@ -1,0 +1,79 @@
+"""What pruning did, per layer and for the whole model: the rate of the targeted units is not the rate of the model."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from reference.plans import Plan
+
+
+@dataclass
+class Layer:
+    """One group: units and how many are left."""
+
+    name: str
+    units: int
+    kept: int
+
+
+@dataclass
+class Report:
+    """`nonzero` counts weights that are not 0 after pruning; `parameters_after` what is stored by a dense file."""
+
+    granularity: str
+    mode: str
+    layers: list[Layer]
+    parameters_before: int
+    parameters_after: int
+    nonzero: int
+    skipped: dict[str, str]
+    approximate: dict[str, str]
+    plan: Plan
+
+    @property
+    def unit_rate(self) -> float:
+        """Share of the targeted units that is gone."""
+        total = sum(layer.units for layer in self.layers)
+        return 1 - sum(layer.kept for layer in self.layers) / total if total else 0.0
+
+    @property
+    def model_rate(self) -> float:
+        """Share of the whole model's parameters that is gone from its shapes; 0 for masks."""
+        return 1 - self.parameters_after / self.parameters_before
+
+    def to_dict(self) -> dict:
+        """Everything but the plan, as JSON types."""
+        facts = {name: value for name, value in vars(self).items() if name not in ("plan", "layers")}
+        return facts | {
+            "layers": [asdict(layer) for layer in self.layers],
+            "unit_rate": self.unit_rate,
+            "model_rate": self.model_rate,
+        }
+
+    def __str__(self) -> str:
+        before, after = self.parameters_before, self.parameters_after
+        units = sum(layer.units for layer in self.layers)
+        return (
+            f"{self.granularity} ({self.mode}): {self.unit_rate:.1%} of {units:,} units in "
+            f"{len(self.layers)} layers; parameters {before:,} -> {after:,} ({self.model_rate:.1%} of the whole model "
+            f"removed), of which {after - self.nonzero:,} are zero; {len(self.skipped)} layers skipped"
+        )
+
+
+def make_report(root: nn.Module, plan: Plan, mode: str, before: Mapping[str, int]) -> Report:
+    """Count what is there now. `before`: parameter name -> number of weights before pruning."""
+    layers = [Layer(name, gone.numel(), int((~gone).sum())) for name in plan.keep for gone in [plan.removed(name)]]
+    parameters = dict(root.named_parameters())
+    return Report(
+        granularity=plan.granularity,
+        mode=mode,
+        layers=layers,
+        parameters_before=sum(before.values()),
+        parameters_after=sum(p.numel() for p in parameters.values()),
+        nonzero=sum(int(torch.count_nonzero(p)) for p in parameters.values()),
+        skipped=dict(plan.skipped),
+        approximate=dict(plan.approximate),
+        plan=plan,
+    )

@@ -1,0 +1,73 @@
+"""What the caller asked for, checked before anything is touched."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+STRUCTURED = ("head", "neuron")
+GRANULARITIES = ("weight", "N:M", *STRUCTURED)
+# Which criterion serves which granularity, and in which scopes.
+SERVES = {
+    ("magnitude", "weight"): ("row", "layer", "component", "global"),
+    ("magnitude", "N:M"): ("layer",),
+    ("magnitude", "neuron"): ("layer", "component", "global"),
+    ("magnitude", "head"): ("layer", "component", "global"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """The keywords of `reference.plan`."""
+
+    granularity: str
+    amount: float | Mapping[str, float] | None = None
+    criterion: str = "magnitude"
+    scope: str = "layer"
+    only: str | Sequence[str] | None = None
+    skip: str | Sequence[str] | None = None
+    round_to: int | str = "auto"
+    min_keep: int = 1
+    exact_only: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        kind = "N:M" if parse_n_m(self.granularity) else self.granularity
+        if kind not in GRANULARITIES or self.granularity == "N:M":
+            raise ValueError(
+                f"unknown granularity {self.granularity!r}; choose weight, a pattern such as 2:4, "
+                f"{' or '.join(STRUCTURED)}"
+            )
+        if (self.criterion, kind) not in SERVES:
+            known = sorted({criterion for criterion, _ in SERVES})
+            raise ValueError(f"criterion {self.criterion!r} does not serve {kind}; criteria: {', '.join(known)}")
+        scopes = SERVES[self.criterion, kind]
+        if self.scope not in scopes:
+            raise ValueError(
+                f"scope {self.scope!r} does not fit {kind} by {self.criterion}; choose {', '.join(scopes)}"
+            )
+        if self.round_to != "auto" and (not isinstance(self.round_to, int) or self.round_to < 1):
+            raise ValueError(f"round_to is 'auto' or a whole number from 1 on, not {self.round_to!r}")
+        if not isinstance(self.min_keep, int) or self.min_keep < 1:
+            raise ValueError(
+                f"min_keep is a whole number from 1 on, not {self.min_keep!r}: a layer must keep something"
+            )
+        if kind == "N:M":
+            n, m = parse_n_m(self.granularity)
+            if self.amount is not None and self.amount != 1 - n / m:
+                raise ValueError(f"{self.granularity} removes exactly {1 - n / m:g}; leave amount out, or change N:M")
+        else:
+            rates = self.amount.values() if isinstance(self.amount, Mapping) else [self.amount]
+            for rate in rates:
+                if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+                    raise ValueError(f"amount is a fraction in [0, 1), not {rate!r}; 1 would leave nothing of a layer")
+
+
+def parse_n_m(granularity: str) -> tuple[int, int] | None:
+    """(N, M) of a pattern such as "2:4", None for anything else."""
+    match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", granularity)
+    if not match:
+        return None
+    n, m = int(match[1]), int(match[2])
+    if n >= m:
+        raise ValueError(f"{granularity} keeps everything; N must be smaller than M")
+    return n, m

@@ -1,0 +1,54 @@
+"""Unstructured pruning: single weights become zero.
+
+    score   S_oi of every weight (`criteria/`)
+    select  exactly k lowest of each row, of each layer, of each component or of the whole model (`scope`)
+    cut     there is nothing to cut: a dense kernel reads zeros as fast as any number, and a dense file stores them
+
+So this entry buys neither time nor bytes by itself; the benchmark shows both. It is the yardstick of what weights alone
+could lose, and the input of sparse storage.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from reference.criteria.magnitude import weight_scores
+from reference.rates import pools
+from reference.request import Request
+from reference.select import count_to_remove, lowest, lowest_per_row
+from reference.targets import weight_targets
+
+
+def remove_weights(
+    root: nn.Module, request: Request, gone: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Which weights go: layer -> booleans (o, i, ...); and layer -> why it was skipped.
+
+    `gone`: weights already removed in an earlier round; they count towards the rate and stay removed.
+    """
+    layers, skipped = weight_targets(root, request)
+    removed = {}
+    for rate, members in pools(root, layers, request):
+        scores = []
+        for layer in members:
+            S = weight_scores(layer.module.weight)
+            if gone is not None:
+                S = S.masked_fill(gone[layer.name].to(S.device), -1)  # below every magnitude
+            scores.append(S)
+        if request.scope == "row":
+            rows = [S.flatten(1) for S in scores]
+            masks = [lowest_per_row(S, count_to_remove(rate, S.shape[1])) for S in rows]
+        else:
+            masks = lowest(scores, count_to_remove(rate, sum(S.numel() for S in scores)))
+        for layer, mask in zip(members, masks, strict=True):
+            removed[layer.name] = mask.reshape(layer.module.weight.shape)
+    return {layer.name: removed[layer.name] for layer in layers}, skipped
+
+
+@torch.no_grad()
+def zero_weights(root: nn.Module, removed: Mapping[str, Tensor]) -> None:
+    """Write +0.0 over the removed weights (booleans in the weight's shape)."""
+    for name, mask in removed.items():
+        weight = root.get_submodule(name).weight
+        weight.masked_fill_(mask.to(weight.device), 0)

@@ -1,0 +1,142 @@
+"""Save, load, compute: bit-identical, without pickle; broken folders end in one clear line."""
+
+import json
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+
+import reference
+from tests.conftest import forward, tiny_mmdit
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("granularity", ["weight", "2:4", "head", "neuron"])
+def test_reload_is_bit_identical(granularity, dtype, tmp_path):
+    model = tiny_mmdit().to(dtype)
+    reference.prune(model, granularity, None if granularity == "2:4" else 0.4)
+    expected = forward(model)
+    reference.save_pruned(model, tmp_path / "m")
+    loaded = reference.load_pruned(tmp_path / "m")
+    assert loaded.dtype == dtype
+    assert torch.equal(forward(loaded), expected)
+    suffixes = {f.suffix for f in (tmp_path / "m").iterdir()}
+    assert suffixes == {".json", ".safetensors"}
+
+
+def test_pruned_twice_and_reloaded_twice(tmp_path):
+    model = tiny_mmdit()
+    reference.prune(model, "head", 0.25)
+    reference.save_pruned(model, tmp_path / "once")
+    model = reference.load_pruned(tmp_path / "once")
+    reference.prune(model, "neuron", 0.5)
+    reference.save_pruned(model, tmp_path / "twice")
+    again = reference.load_pruned(tmp_path / "twice")
+    assert torch.equal(forward(again), forward(model))
+    history = json.loads((tmp_path / "twice" / "pruning.json").read_text())["history"]
+    assert [step["granularity"] for step in history] == ["head", "neuron"]
+
+
+def test_masked_folder_is_plain_diffusers(tmp_path):
+    model = tiny_mmdit()
+    reference.prune(model, "weight", 0.5)
+    reference.save_pruned(model, tmp_path / "m")
+    plain = SD3Transformer2DModel.from_pretrained(tmp_path / "m", use_safetensors=True)
+    assert torch.equal(forward(plain.eval()), forward(model))
+
+
+def test_cut_folder_fails_loudly_under_plain_from_pretrained(tmp_path):
+    model = tiny_mmdit()
+    reference.prune(model, "neuron", 0.5)
+    reference.save_pruned(model, tmp_path / "m")
+    with pytest.raises(OSError, match="no file named"):
+        SD3Transformer2DModel.from_pretrained(tmp_path / "m", use_safetensors=True)
+
+
+def test_dtype_on_request(tmp_path):
+    reference.save_pruned(tiny_mmdit(), tmp_path / "m")
+    assert reference.load_pruned(tmp_path / "m", dtype=torch.float16).dtype == torch.float16
+
+
+def test_truncated_weights_end_in_one_line(tmp_path):
+    for granularity, file in (("head", "pruned.safetensors"), ("weight", "diffusion_pytorch_model.safetensors")):
+        model = tiny_mmdit()
+        reference.prune(model, granularity, 0.5)
+        reference.save_pruned(model, tmp_path / granularity)
+        weights = tmp_path / granularity / file
+        weights.write_bytes(weights.read_bytes()[:-100])
+        with pytest.raises(ValueError, match=rf"{file} is missing or cut short .* again") as caught:
+            reference.load_pruned(tmp_path / granularity)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(format="other/9"), "format 'other/9'"),
+        (lambda m: m.update({"class": "os.system"}), "which diffusers does not have"),
+        (
+            lambda m: m["shapes"].update({"transformer_blocks.0.attn.to_q.weight": [10**9, 10**9]}),
+            "does not fit the model",
+        ),
+        (lambda m: m["shapes"].update({"../../x": [1]}), "does not fit the model"),
+        (lambda m: m["shapes"].update({"transformer_blocks.0.attn.to_q.weight": [6, 24]}), "the manifest says"),
+        (lambda m: m["attributes"].update({"transformer_blocks.0.attn": {"heads": "2"}}), "does not fit"),
+        (lambda m: m["attributes"].update({"transformer_blocks.0.attn": {"forward": 1}}), "does not fit"),
+    ],
+)
+def test_crafted_manifests_are_refused(tmp_path, change, message):
+    model = tiny_mmdit()
+    reference.prune(model, "head", 0.5)
+    reference.save_pruned(model, tmp_path / "m")
+    file = tmp_path / "m" / "pruning.json"
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=message):
+        reference.load_pruned(tmp_path / "m")
+
+
+def test_folders_of_others_are_not_overwritten(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds other files"):
+        reference.save_pruned(tiny_mmdit(), tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+    with pytest.raises(ValueError, match=r"holds no pruning\.json"):
+        reference.load_pruned(tmp_path / "thesis")
+
+
+def test_a_save_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
+    model = tiny_mmdit()
+    reference.prune(model, "head", 0.25)
+    reference.save_pruned(model, tmp_path / "m")
+    before = forward(reference.load_pruned(tmp_path / "m"))
+
+    def broken(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("reference.checkpoint.save_file", broken)
+    reference.prune(model, "head", 0.5)
+    with pytest.raises(OSError, match="no space left"):
+        reference.save_pruned(model, tmp_path / "m")
+    assert torch.equal(forward(reference.load_pruned(tmp_path / "m")), before)
+    assert [f.name for f in tmp_path.iterdir()] == ["m"]
+
+
+def test_saving_again_replaces(tmp_path):
+    for amount in (0.25, 0.5):
+        model = tiny_mmdit()
+        reference.prune(model, "head", amount)
+        reference.save_pruned(model, tmp_path / "m")
+    assert reference.load_pruned(tmp_path / "m").transformer_blocks[0].attn.heads == 2
+    assert [f.name for f in tmp_path.iterdir()] == ["m"]
+
+
+def test_nothing_in_the_package_unpickles():
+    from pathlib import Path
+
+    for file in Path(reference.__file__).parent.rglob("*.py"):
+        text = file.read_text()
+        assert "pickle" not in text.replace("no pickle", "")
+        assert text.count("torch.load(") == text.count("weights_only=True"), file

@@ -1,0 +1,213 @@
+"""Plans: what is asked is what happens, and what makes no sense is refused in one line."""
+
+import pytest
+import torch
+
+import reference
+from tests.conftest import forward, tiny_mmdit
+
+
+@pytest.mark.parametrize("granularity", ["weight", "head", "neuron"])
+@pytest.mark.parametrize("mode", ["cut", "mask"])
+def test_zero_is_the_identity_bit_for_bit(granularity, mode):
+    dense, pruned = tiny_mmdit(), tiny_mmdit()
+    report = reference.apply(pruned, reference.plan(pruned, granularity, 0), mode=mode)
+    assert all(
+        torch.equal(a, b) for a, b in zip(dense.state_dict().values(), pruned.state_dict().values(), strict=True)
+    )
+    assert torch.equal(forward(dense), forward(pruned))
+    assert report.unit_rate == 0
+
+
+@pytest.mark.parametrize("granularity", ["weight", "2:4", "head", "neuron"])
+def test_planning_leaves_the_model_alone(mmdit, granularity):
+    before = {n: p.clone() for n, p in mmdit.named_parameters()}
+    reference.plan(mmdit, granularity, None if granularity == "2:4" else 0.5)
+    assert all(torch.equal(before[n], p) for n, p in mmdit.named_parameters())
+
+
+@pytest.mark.parametrize("scope", ["row", "layer", "component", "global"])
+def test_weight_counts_are_exact_in_every_scope(mmdit, scope):
+    plan = reference.plan(mmdit, "weight", 0.3, scope=scope)
+    removed = {name: plan.removed(name) for name in plan.keep}
+    total = sum(r.numel() for r in removed.values())
+    if scope == "row":
+        for r in removed.values():
+            assert set(r.sum(1).tolist()) == {int(0.3 * r.shape[1] + 0.5)}
+    elif scope == "layer":
+        for r in removed.values():
+            assert int(r.sum()) == int(0.3 * r.numel() + 0.5)
+    elif scope == "global":
+        assert sum(int(r.sum()) for r in removed.values()) == int(0.3 * total + 0.5)
+        assert len({round(int(r.sum()) / r.numel(), 3) for r in removed.values()}) > 3  # layers differ
+    else:
+        attention = [r for name, r in removed.items() if ".attn." in name]
+        assert sum(int(r.sum()) for r in attention) == int(0.3 * sum(r.numel() for r in attention) + 0.5)
+
+
+def test_the_smallest_weights_go(mmdit):
+    reference.apply(mmdit, reference.plan(mmdit, "weight", 0.4))
+    dense = tiny_mmdit()
+    for name in (
+        "transformer_blocks.0.attn.to_q",
+        "transformer_blocks.1.ff.net.2",
+        "transformer_blocks.0.norm1.linear",
+    ):
+        before, after = dense.get_submodule(name).weight, mmdit.get_submodule(name).weight
+        assert before[after == 0].abs().max() <= before[after != 0].abs().min()
+
+
+@pytest.mark.parametrize(("pattern", "n", "m"), [("2:4", 2, 4), ("1:4", 1, 4), ("4:8", 4, 8)])
+def test_every_group_of_m_keeps_exactly_n(pattern, n, m):
+    model = tiny_mmdit().to(torch.bfloat16)  # bf16: ties are common
+    dense = tiny_mmdit().to(torch.bfloat16)
+    report = reference.prune(model, pattern)
+    assert len(report.layers) > 20
+    for layer in report.layers:
+        before, after = dense.get_submodule(layer.name).weight, model.get_submodule(layer.name).weight
+        groups, magnitudes = (after != 0).reshape(-1, m), before.abs().float().reshape(-1, m)
+        assert set(groups.sum(1).tolist()) == {n}
+        kept = torch.where(groups, magnitudes, 0).sum()
+        assert torch.isclose(kept, magnitudes.topk(n).values.sum())
+
+
+def test_a_width_that_does_not_divide_is_skipped_with_the_reason(mmdit):
+    report = reference.prune(mmdit, "3:7")
+    assert report.skipped["transformer_blocks.0.attn.to_q"] == "24 inputs do not divide into groups of 7"
+    assert not report.layers
+
+
+def test_what_stays_dense_by_default_is_listed(mmdit):
+    report = reference.prune(mmdit, "weight", 0.5)
+    assert set(report.skipped) >= {"pos_embed.proj", "context_embedder", "proj_out", "norm_out.linear"}
+    assert all("transformer_blocks" not in name for name in report.skipped)
+    assert int((mmdit.proj_out.weight == 0).sum()) == 0
+
+
+def test_only_and_skip(mmdit):
+    plan = reference.plan(mmdit, "weight", 0.5, only=["*.attn.*", "proj_out"], skip="*.to_out.*")
+    assert "proj_out" in plan.keep
+    assert "transformer_blocks.0.attn.to_q" in plan.keep
+    assert not any("to_out" in name or ".ff." in name for name in plan.keep)
+    assert plan.skipped["transformer_blocks.0.attn.to_out.0"] == "matched by `skip`"
+
+
+def test_rates_by_component_and_pattern(mmdit):
+    plan = reference.plan(mmdit, "weight", {"*.0.attn.*": 0.75, "attention": 0.5, "modulation": 0.25})
+    share = {name: plan.removed(name).float().mean().item() for name in plan.keep}
+    assert share["transformer_blocks.0.attn.to_q"] == 0.75  # the pattern wins over the component
+    assert share["transformer_blocks.1.attn.to_q"] == 0.5
+    assert share["transformer_blocks.1.norm1.linear"] == 0.25
+    assert share["transformer_blocks.1.ff.net.2"] == 0
+
+
+def test_min_keep_holds_under_global_scope(mmdit):
+    with torch.no_grad():
+        mmdit.transformer_blocks[1].attn.to_v.weight.mul_(1e-3)
+    plan = reference.plan(mmdit, "head", 0.9, scope="global", min_keep=2)
+    assert all(len(kept) >= 2 for kept in plan.keep.values())
+
+
+def test_global_scope_ranks_by_layer_mean(mmdit):
+    """A layer whose weights are all ten times smaller must not lose more than its share for that."""
+    dense = reference.plan(mmdit, "neuron", 0.5, scope="global")
+    with torch.no_grad():
+        for p in mmdit.transformer_blocks[1].ff.parameters():
+            p.mul_(0.1)
+    scaled = reference.plan(mmdit, "neuron", 0.5, scope="global")
+    assert {n: len(k) for n, k in dense.keep.items()} == {n: len(k) for n, k in scaled.keep.items()}
+
+
+def test_plan_survives_the_disk(mmdit, tmp_path):
+    for granularity in ("weight", "head"):
+        plan = reference.plan(mmdit, granularity, 0.3, skip="*.2.*")
+        plan.save(tmp_path / granularity)
+        again = reference.Plan.load(tmp_path / granularity)
+        assert again.digest == plan.digest
+        assert again.skipped == plan.skipped
+        assert all(torch.equal(again.removed(n), plan.removed(n)) for n in plan.keep)
+        assert sorted(f.name for f in (tmp_path / granularity).iterdir()) == ["plan.json", "plan.safetensors"]
+
+
+def test_a_plan_takes_an_eighth_of_a_byte_per_weight(mmdit):
+    plan = reference.plan(mmdit, "weight", 0.3)
+    weights = sum(plan.removed(n).numel() for n in plan.keep)
+    assert sum(kept.numel() for kept in plan.keep.values()) == weights / 8
+
+
+def test_apply_refuses_another_model(mmdit):
+    plan = reference.plan(mmdit, "head", 0.5)
+    with pytest.raises(ValueError, match="made for another model"):
+        reference.apply(tiny_mmdit(seed=1), plan)
+    reference.apply(mmdit, plan)
+    with pytest.raises(ValueError, match="made for another model"):
+        reference.apply(mmdit, plan)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"granularity": "weight", "amount": 1.0}, r"fraction in \[0, 1\), not 1.0"),
+        ({"granularity": "weight", "amount": -0.1}, r"not -0.1"),
+        ({"granularity": "weight"}, r"not None"),
+        ({"granularity": "weight", "amount": float("nan")}, r"not nan"),
+        ({"granularity": "neurons", "amount": 0.5}, "unknown granularity 'neurons'; choose weight"),
+        ({"granularity": "4:2"}, "keeps everything"),
+        ({"granularity": "2:4", "amount": 0.3}, r"2:4 removes exactly 0.5"),
+        ({"granularity": "weight", "amount": 0.5, "only": "*.convolution.*"}, "only='.*' matches none of the"),
+        ({"granularity": "head", "amount": 0.5, "skip": "blocks.*"}, "skip='blocks.*' matches none"),
+        ({"granularity": "weight", "amount": {"atention": 0.5}}, "'atention', which matches no layer; components here"),
+        ({"granularity": "head", "amount": {"attention": 1}}, r"not 1;"),
+        ({"granularity": "head", "amount": 0.5, "scope": "row"}, "scope 'row' does not fit head"),
+        ({"granularity": "head", "amount": 0.5, "criterion": "luck"}, "criterion 'luck' does not serve head"),
+        ({"granularity": "neuron", "amount": 0.5, "round_to": 0}, "round_to"),
+        ({"granularity": "neuron", "amount": 0.5, "min_keep": 0}, "min_keep"),
+    ],
+)
+def test_arguments_that_make_no_sense(mmdit, keywords, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        reference.plan(mmdit, **keywords)
+    assert "\n" not in str(caught.value)
+
+
+def test_models_that_cannot_be_pruned_say_why(mmdit):
+    from diffusers import DiTTransformer2DModel
+
+    with torch.device("meta"):
+        dit = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=1)
+    with pytest.raises(reference.NotPrunable, match="meta device"):
+        reference.plan(dit, "weight", 0.5)
+    real = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=8
+    )
+    with pytest.raises(reference.NotPrunable, match="no rule for 'head' is proven on DiTTransformer2DModel"):
+        reference.plan(real, "head", 0.5)
+    assert reference.prune(real, "weight", 0.5).unit_rate == 0.5  # weights need no rule
+    mmdit.transformer_blocks[0].attn.to_q.weight = torch.nn.Parameter(
+        torch.zeros(24, 12, dtype=torch.uint8), requires_grad=False
+    )
+    with pytest.raises(reference.NotPrunable, match="to_q.weight is quantised"):
+        reference.plan(mmdit, "weight", 0.5)
+
+
+def test_heads_by_position_and_errors(mmdit):
+    with pytest.raises(ValueError, match="3 attention layers, numbered from 0; there is no layer 3"):
+        reference.prune_heads(mmdit, {3: [0]})
+    with pytest.raises(ValueError, match="units 0 to 3, not 4"):
+        reference.prune_heads(mmdit, {0: [4]})
+    with pytest.raises(ValueError, match=r"leaves nothing"):
+        reference.prune_heads(mmdit, {0: [0, 1, 2, 3]})
+    with pytest.raises(ValueError, match="no group 'blocks.0'"):
+        reference.prune_heads(mmdit, {"blocks.0": [0]})
+    assert reference.prune_heads(mmdit, {1: [2, 2]}).layers[0].kept == 3
+
+
+def test_report_is_json_and_tells_both_rates(mmdit):
+    import json
+
+    report = reference.prune(mmdit, "neuron", 0.5)
+    facts = json.loads(json.dumps(report.to_dict()))
+    assert facts["unit_rate"] == 0.5
+    assert 0.05 < facts["model_rate"] < 0.3  # half the neurons are far less than half the model
+    assert facts["parameters_after"] == sum(p.numel() for p in mmdit.parameters())
+    assert "50.0% of 480 units" in str(report)
