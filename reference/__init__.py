@@ -5,26 +5,22 @@
 >>> reference.save_pruned(model, "folder")
 """
 
-from reference.checkpoint import load_pruned, save_pruned
-from reference.engine import Units, apply, plan, prune, prune_heads, units
-from reference.errors import NeedsCalibration, NotPrunable
-from reference.plans import Plan
-from reference.pruning import apply_magnitude_pruning, create_pruned_pipeline
-from reference.report import Report
+from importlib import import_module
 
-__all__ = [
-    "NeedsCalibration",
-    "NotPrunable",
-    "Plan",
-    "Report",
-    "Units",
-    "apply",
-    "apply_magnitude_pruning",
-    "create_pruned_pipeline",
-    "load_pruned",
-    "plan",
-    "prune",
-    "prune_heads",
-    "save_pruned",
-    "units",
-]
+_HOME = {
+    "engine": ("Units", "apply", "plan", "prune", "prune_heads", "units"),
+    "plans": ("Plan",),
+    "report": ("Report",),
+    "checkpoint": ("load_pruned", "save_pruned"),
+    "pruning": ("apply_magnitude_pruning", "create_pruned_pipeline"),
+    "errors": ("NeedsCalibration", "NotPrunable"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: torch and diffusers take seconds, and the tables are rendered without them."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'reference' has no attribute {name!r}")
+    return getattr(import_module(f"reference.{_MODULE_OF[name]}"), name)

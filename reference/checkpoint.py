@@ -138,11 +138,7 @@ def _resize(model: nn.Module, manifest: dict, file: Path) -> None:
     parameters = dict(model.named_parameters())
     for name, shape in manifest["shapes"].items():
         old = parameters.get(name)
-        if (
-            old is None
-            or len(shape) != old.ndim
-            or not all(0 < new <= was for new, was in zip(shape, old.shape, strict=True))
-        ):
+        if old is None or len(shape) != old.ndim or not all(map(_fits, shape, old.shape)):
             raise ValueError(f"{file}: shape {shape} of {name} does not fit the model that config.json describes")
         owner, _, attribute = name.rpartition(".")
         model.get_submodule(owner).register_parameter(attribute, nn.Parameter(torch.empty(shape, device="meta")))
@@ -150,9 +146,13 @@ def _resize(model: nn.Module, manifest: dict, file: Path) -> None:
     for name, sizes in manifest["attributes"].items():
         for attribute, value in sizes.items():
             old = vars(modules[name]).get(attribute) if name in modules else None
-            if type(old) is not int or type(value) is not int or not 0 < value <= old:
+            if type(old) is not int or not _fits(value, old):
                 raise ValueError(f"{file}: {name}.{attribute} = {value!r} does not fit the model of config.json")
             setattr(modules[name], attribute, value)
+
+
+def _fits(new: object, dense: int) -> bool:
+    return type(new) is int and 0 < new <= dense
 
 
 def _changed_sizes(model: nn.Module, twin: nn.Module) -> dict[str, dict[str, int]]:

@@ -75,7 +75,7 @@ def test_head_attributes_follow_the_cut(mmdit):
 
 
 def test_mask_touches_nothing_else(mmdit):
-    """Zero: rows and bias of the producers and columns of the consumers of the removed heads. All else bit-identical."""
+    """Zero: rows and bias of the producers, columns of the consumers of the removed heads; all else bit-identical."""
     dense = {name: p.clone() for name, p in mmdit.named_parameters()}
     plan = reference.Plan.from_removed(mmdit, "head", {"transformer_blocks.1.attn": [1]})
     reference.apply(mmdit, plan, mode="mask")

@@ -186,7 +186,7 @@ def test_models_that_cannot_be_pruned_say_why(mmdit):
     mmdit.transformer_blocks[0].attn.to_q.weight = torch.nn.Parameter(
         torch.zeros(24, 12, dtype=torch.uint8), requires_grad=False
     )
-    with pytest.raises(reference.NotPrunable, match="to_q.weight is quantised"):
+    with pytest.raises(reference.NotPrunable, match=r"to_q\.weight is quantised"):
         reference.plan(mmdit, "weight", 0.5)
 
 
@@ -197,7 +197,7 @@ def test_heads_by_position_and_errors(mmdit):
         reference.prune_heads(mmdit, {0: [4]})
     with pytest.raises(ValueError, match=r"leaves nothing"):
         reference.prune_heads(mmdit, {0: [0, 1, 2, 3]})
-    with pytest.raises(ValueError, match="no group 'blocks.0'"):
+    with pytest.raises(ValueError, match=r"no group 'blocks\.0'"):
         reference.prune_heads(mmdit, {"blocks.0": [0]})
     assert reference.prune_heads(mmdit, {1: [2, 2]}).layers[0].kept == 3
 

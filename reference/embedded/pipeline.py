@@ -66,7 +66,7 @@ class EmbeddedPipeline(DiffusionPipeline):
         for t in self.progress_bar(self.scheduler.timesteps):
             x_in = torch.cat([x, x]) if guided else x
             velocity = model(
-                x_in.to(model.dtype),
+                hidden_states=x_in.to(model.dtype),
                 encoder_hidden_states=hidden,
                 pooled_projections=pooled,
                 timestep=t.expand(len(x_in)),

@@ -1,0 +1,117 @@
+"""Command line: `python -m reference prune | compare | train`, each with --help."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from reference.request import Request
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 if it worked, 2 with one line on stderr if the input is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m reference", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    prune = commands.add_parser("prune", help="prune a model or pipeline and save it")
+    prune.add_argument("source", help="openmoji-mmdit, a diffusers folder, or a hub id")
+    prune.add_argument("--granularity", required=True, help="weight, a pattern such as 2:4, neuron or head")
+    prune.add_argument("--amount", type=float, help="fraction of the units to remove")
+    prune.add_argument(
+        "--component-amount",
+        action="append",
+        metavar="NAME=RATE",
+        default=[],
+        help="a rate for one component or fnmatch pattern, e.g. attention=0.3; may be repeated",
+    )
+    prune.add_argument("--criterion", default="magnitude")
+    prune.add_argument("--scope", default="layer", help="row, layer, component or global")
+    prune.add_argument("--only", action="append", help="fnmatch pattern of the layers to prune")
+    prune.add_argument("--skip", action="append", help="fnmatch pattern of the layers to leave whole")
+    prune.add_argument("--out", type=Path, required=True, help="folder to write")
+
+    compare = commands.add_parser("compare", help="how far a pruned pipeline draws from the dense one")
+    compare.add_argument("dense", help="openmoji-mmdit, a diffusers folder, or a hub id")
+    compare.add_argument("pruned", type=Path, help="folder written by prune")
+    compare.add_argument("--prompt", action="append", help="may be repeated")
+    compare.add_argument("--steps", type=int, default=20)
+    compare.add_argument("--seed", type=int, default=0)
+    compare.add_argument("--out", type=Path, default=Path("compare.png"), help="dense above pruned, as a picture")
+
+    train = commands.add_parser("train", help="train an embedded model from scratch")
+    train.add_argument("model", choices=["openmoji-mmdit"])
+    train.add_argument("--steps", type=int, default=5000)
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--out", type=Path, required=True, help="folder for the check point and the pipeline")
+
+    options = parser.parse_args(arguments)
+    try:
+        {"prune": run_prune, "compare": run_compare, "train": run_train}[options.command](options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run_prune(options: argparse.Namespace) -> None:
+    """Load, prune, save, say what happened."""
+    amount = options.amount
+    if options.component_amount:
+        if amount is not None:
+            raise ValueError("give --amount or --component-amount, not both")
+        amount = dict(_rate(text) for text in options.component_amount)
+    keywords = {name: getattr(options, name) for name in ("criterion", "scope", "only", "skip")}
+    Request(options.granularity, amount, **keywords)  # refuse nonsense before a model is loaded
+
+    from reference.checkpoint import save_pruned
+    from reference.engine import prune
+    from reference.pruning import load_pipeline
+
+    pipeline = load_pipeline(options.source)
+    print(prune(pipeline, options.granularity, amount, **keywords))
+    save_pruned(pipeline, options.out)
+    print(f"saved to {options.out}; load it with reference.load_pruned({str(options.out)!r})")
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    """Draw with both from the same noise, print the fidelity, write the pictures."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from reference.checkpoint import load_pruned
+    from reference.pruning import load_pipeline
+
+    prompts = options.prompt or ["red heart", "pig face", "sleeping face", "green apple"]
+    rows = []
+    for pipeline in (load_pipeline(options.dense), load_pruned(options.pruned)):
+        pipeline.set_progress_bar_config(disable=True)
+        generators = [torch.Generator().manual_seed(options.seed + i) for i in range(len(prompts))]
+        drawn = pipeline(prompts, num_inference_steps=options.steps, generator=generators, output_type="np").images
+        rows.append(np.asarray(drawn))
+    for prompt, dense, pruned in zip(prompts, *rows, strict=True):
+        mse = max(float(np.square(dense - pruned).mean()), 1e-10)
+        print(f"{prompt}: PSNR {-10 * np.log10(mse):.1f} dB")
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((sheet * 255).round().astype(np.uint8)).save(options.out)
+    print(f"dense above, pruned below: {options.out}")
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """Train, resuming from the last check point in --out."""
+    from reference.embedded.train import train
+
+    train(options.out, options.steps, options.seed)
+    print(f"saved to {options.out / 'pipeline'}")
+
+
+def _rate(text: str) -> tuple[str, float]:
+    name, _, rate = text.partition("=")
+    try:
+        return name, float(rate)
+    except ValueError:
+        raise ValueError(f"--component-amount takes NAME=RATE such as attention=0.3, not {text!r}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Evidence: `python -m reference.bench` prunes, measures, and writes one result file a run."""

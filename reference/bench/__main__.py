@@ -1,0 +1,221 @@
+"""`python -m reference.bench --suite embedded`: prune, measure, write result files, print the table."""
+
+import argparse
+import copy
+import hashlib
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import diffusers
+import torch
+import transformers
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+import reference
+from reference.bench import measure, results
+from reference.bench.device import ROOT, code, device_folder, environment
+from reference.embedded import EMBEDDED, load_embedded
+from reference.embedded.openmoji import drawings
+from reference.embedded.pipeline import EmbeddedPipeline
+from reference.recovery import distill
+
+PROTOCOLS = Path(__file__).parent / "protocols"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a suite; 0 if every run is ok, 1 if one failed, 2 for wrong arguments."""
+    parser = argparse.ArgumentParser(prog="python -m reference.bench", description=__doc__)
+    parser.add_argument("--suite", default="embedded", choices=["embedded"])
+    parser.add_argument("--protocol", type=Path, help="another protocol file than the suite's own")
+    parser.add_argument("--method", action="append", help="only this entry, e.g. head (may be repeated)")
+    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the result files")
+    parser.add_argument("--seed", type=int, default=0, help="seed of recovery")
+    parser.add_argument("--list", action="store_true", help="list the runs and end")
+    options = parser.parse_args(arguments)
+
+    file = options.protocol or PROTOCOLS / f"{options.suite}.yaml"
+    try:
+        protocol = yaml.safe_load(file.read_text())
+        jobs = list_jobs(protocol, options.method)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        print(f"error: {file}: {error}", file=sys.stderr)
+        return 2
+    if options.list:
+        for entry, keywords, _ in jobs:
+            print(entry, keywords)
+        return 0
+
+    for library in (diffusers, transformers):  # one bar is enough
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    folder = options.out / options.suite / device_folder()
+    started = time.monotonic()
+    runs = run_suite(protocol, hashlib.sha256(file.read_bytes()).hexdigest(), jobs, folder, options.seed)
+    print_table(runs)
+    print(f"\n{len(runs)} runs in {time.monotonic() - started:.0f} s; result files and pictures: {folder}")
+    print("One row of pictures a run, the same noise and prompts in each: " + ", ".join(protocol["prompts"]))
+    return int(any(run["status"] != "ok" for run in runs))
+
+
+def list_jobs(protocol: dict, only: list[str] | None) -> list[tuple[str, dict, bool]]:
+    """(entry, keywords of reference.prune, whether it recovers) of every run after the dense one."""
+    entries = [e["entry"] for e in protocol["entries"]]
+    for name in only or []:
+        if name not in entries:
+            raise ValueError(f"no entry {name!r}; there are {', '.join(entries)}")
+    return [
+        (e["entry"], e["keywords"] | {"amount": amount}, e.get("recover", False))
+        for e in protocol["entries"]
+        if not only or e["entry"] in only
+        for amount in e["amounts"]
+    ]
+
+
+class Session(NamedTuple):
+    """What all runs of a suite share."""
+
+    protocol: dict
+    dense: EmbeddedPipeline
+    inputs: dict[int, dict]  # pictures a batch -> inputs of one guided step
+    prompts: list[str]  # one a picture
+    noise: Tensor  # (p, 3, size, size)
+    trajectory: measure.Trajectory
+
+
+def run_suite(protocol: dict, sha256: str, jobs: list, folder: Path, seed: int) -> list[dict]:
+    """The dense baseline, then every job; a result file each, also for those that fail."""
+    recovery = protocol["recovery"]
+    training = sum(recovery["steps_per_round"] * k.get("rounds", 1) for _, k, recovers in jobs if recovers)
+    bar = tqdm(total=1 + 3 * (1 + len(jobs)) + training, desc="dense trajectory", dynamic_ncols=True)
+    session = open_session(protocol)
+    names, x = drawings(session.dense.transformer.config.sample_size) if training else ([], None)
+    bar.update()
+
+    runs: list[dict] = []
+    for entry, keywords, recovers in [("dense", {}, False), *jobs]:
+        bar.set_description(f"{entry} {keywords['amount']:.0%}" if keywords else entry)
+        start = time.monotonic()
+        run = _frame(protocol, sha256, entry, keywords, runs[0]["run_id"] if runs else None)
+        run["config"] |= {"recovery": recovery if recovers else {"kind": "none"}, "seed": seed}
+        try:
+            pruned = copy.deepcopy(session.dense)
+            recover = None
+            if recovers:
+                settings = {name: recovery[name] for name in ("batch", "learning_rate")} | {"seed": seed}
+                recover = distill(
+                    session.dense, x, names, recovery["steps_per_round"], each_step=bar.update, **settings
+                )
+            facts = _prune_timed(pruned, keywords, recover)
+            bar.update()
+            measure_run(run, session, pruned, facts, folder, bar)
+        except (ValueError, RuntimeError) as error:
+            unsupported = isinstance(error, reference.NotPrunable)
+            run |= {"status": "unsupported" if unsupported else "failed", "error": str(error), "achieved": None}
+            run |= {"quality": [], "speed": [], "artifacts": []}
+        run["code"]["wall_seconds"] = round(time.monotonic() - start, 2)
+        results.write(run, folder)
+        runs.append(run)
+    bar.close()
+    return runs
+
+
+def open_session(protocol: dict) -> Session:
+    """Load the dense model and record its trajectory."""
+    dense = load_embedded(protocol["model"], getattr(torch, protocol["dtype"]))
+    config, seeds, prompts = dense.transformer.config, protocol["noise_seeds"], protocol["prompts"]
+    shape = (len(prompts), config.in_channels, config.sample_size, config.sample_size)
+    noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    inputs = {pictures: measure.guided_inputs(dense, pictures) for pictures in protocol["latency"]["repeats"]}
+    trajectory = measure.record(dense, prompts * len(seeds), noise, **protocol["sampler"])
+    return Session(protocol, dense, inputs, prompts * len(seeds), noise, trajectory)
+
+
+def measure_run(run: dict, session: Session, pruned: EmbeddedPipeline, facts: dict, folder: Path, bar: tqdm) -> None:
+    """Fill in what is left, how far the pictures are, how fast it is, and save the pictures."""
+    protocol, trajectory = session.protocol, session.trajectory
+    run["achieved"] = {
+        **measure.count(pruned.transformer, session.inputs[min(session.inputs)]),
+        **measure.bytes_on_disk(pruned.transformer, getattr(torch, protocol["storage_dtype"])),
+        **facts,
+    }
+    pictures = measure.draw(pruned, session.prompts, session.noise, **protocol["sampler"])
+    if run["subject"]["is_baseline"]:  # the floor: how alike are two drawings of one prompt from other noise
+        other = trajectory.pictures.roll(len(protocol["prompts"]), 0)
+        run["quality"] = [{"metric": "psnr_other_noise"} | measure.psnr(other, trajectory.pictures)]
+    else:
+        run["quality"] = [
+            {"metric": "prediction_error"} | measure.prediction_error(pruned.transformer, trajectory),
+            {"metric": "psnr"} | measure.psnr(pictures, trajectory.pictures),
+        ]
+    bar.update()
+    timing = protocol["latency"]
+    for n, repeats in timing["repeats"].items():
+        models = session.dense.transformer, pruned.transformer
+        times = measure.latency(*models, session.inputs[n], timing["warmup"], repeats, timing["threads"])
+        run["speed"].append({"pictures": n} | times)
+    shown = pictures[: len(protocol["prompts"])]
+    run["artifacts"] = [results.write_pictures(shown.numpy(), folder / f"{run['run_id']}.png")]
+    bar.update()
+
+
+def _prune_timed(pipeline: EmbeddedPipeline, keywords: dict, recover: Callable | None) -> dict[str, float]:
+    """Prune in place; share of units removed, seconds spent pruning and, apart, recovering. No keywords: dense."""
+    spent = 0.0
+
+    def timed(model: EmbeddedPipeline, round_: int) -> None:
+        nonlocal spent
+        start = time.monotonic()
+        recover(model, round_)
+        spent += time.monotonic() - start
+
+    start = time.monotonic()
+    rate = reference.prune(pipeline, **keywords, recover=timed if recover else None).unit_rate if keywords else 0.0
+    return {"unit_rate": rate, "prune_seconds": time.monotonic() - start - spent, "recovery_seconds": spent}
+
+
+def _frame(protocol: dict, sha256: str, entry: str, keywords: dict, baseline: str | None) -> dict:
+    """A result with everything known before the run."""
+    now = datetime.now(UTC)
+    weights = sorted(EMBEDDED[protocol["model"]].rglob("*.safetensors"))
+    fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in weights)).hexdigest()
+    unique = hashlib.sha256(f"{now.isoformat()}{entry}{keywords}".encode()).hexdigest()[:6]
+    return {
+        "schema": "result/1",
+        "run_id": f"{now:%Y%m%dT%H%M%SZ}-{unique}",
+        "created": now.isoformat(timespec="seconds"),
+        "status": "ok",
+        "error": None,
+        "protocol": {"id": protocol["id"], "sha256": sha256},
+        "subject": {
+            "model": protocol["model"],
+            "weights_sha256": fingerprint,
+            "entry": entry,
+            "is_baseline": baseline is None,
+            "baseline_run": baseline,
+        },
+        "config": keywords | {k: protocol[k] for k in ("sampler", "noise_seeds", "dtype", "storage_dtype", "prompts")},
+        "achieved": None,
+        "quality": [],
+        "speed": [],
+        "environment": environment(),
+        "code": code() | {"command": ["python", "-m", "reference.bench", *sys.argv[1:]], "wall_seconds": 0.0},
+        "artifacts": [],
+    }
+
+
+def print_table(runs: list[dict]) -> None:
+    """The table on the terminal."""
+    table = [list(results.COLUMNS), *results.rows(runs)]
+    widths = [max(len(row[c]) for row in table) for c in range(len(table[0]))]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

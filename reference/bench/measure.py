@@ -1,0 +1,167 @@
+"""The measurements: what is left, how fast it is, how far it draws from the dense model. p counts pictures."""
+
+import copy
+import time
+import zlib
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from reference.checkpoint import save_pruned
+from reference.embedded.pipeline import EmbeddedPipeline
+
+BOOTSTRAPS = 2000
+
+
+def guided_inputs(pipeline: EmbeddedPipeline, pictures: int) -> dict[str, Tensor]:
+    """Inputs of one guided denoising step for so many pictures: twice as many samples."""
+    g = torch.Generator().manual_seed(0)
+    hidden, pooled = pipeline.encode_prompt([""] * pictures + ["red heart"] * pictures)
+    size = pipeline.transformer.config.sample_size
+    return {
+        "hidden_states": torch.randn(2 * pictures, 3, size, size, generator=g),
+        "encoder_hidden_states": hidden.detach(),
+        "pooled_projections": pooled.detach(),
+        "timestep": torch.full((2 * pictures,), 500.0),
+        "return_dict": False,
+    }
+
+
+def count(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, int]:
+    """Parameters, those that are not zero, and multiply-accumulates of one call with `inputs`.
+
+    `macs` is what a dense kernel executes, zeros included; `macs_nonzero` leaves out products with zero weights.
+    """
+    skipped = 0
+
+    def add_zeros(layer: nn.Module, _: tuple, output: Tensor) -> None:
+        nonlocal skipped
+        positions = output.numel() // layer.weight.shape[0]
+        skipped += positions * int((layer.weight == 0).sum())
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    handles = [layer.register_forward_hook(add_zeros) for layer in layers]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    macs = counter.get_total_flops() // 2
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "nonzero": sum(int(torch.count_nonzero(p)) for p in model.parameters()),
+        "macs": macs,
+        "macs_nonzero": macs - skipped,
+    }
+
+
+def bytes_on_disk(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
+    """Size of the weight file that `save_pruned` writes, and of the same file deflated (zlib level 6)."""
+    with TemporaryDirectory() as folder:
+        save_pruned(copy.deepcopy(model).to(dtype), Path(folder) / "model")
+        (file,) = (Path(folder) / "model").glob("*.safetensors")
+        stored = file.read_bytes()
+    return {"bytes": len(stored), "bytes_deflated": len(zlib.compress(stored, 6))}
+
+
+def latency(
+    dense: nn.Module, pruned: nn.Module, inputs: dict[str, Tensor], warmup: int, repeats: int, threads: int
+) -> dict:
+    """Milliseconds of one call, dense and pruned in turns so that a busy machine slows both alike.
+
+    The speed-up is the ratio of the medians; its interval is a bootstrap over the paired turns.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    seconds: dict[str, list[float]] = {"dense": [], "pruned": []}
+    with torch.inference_mode():
+        for turn in range(warmup + repeats):
+            for name, model in (("dense", dense), ("pruned", pruned)):
+                start = time.perf_counter()
+                model(**inputs)
+                if turn >= warmup:
+                    seconds[name].append(time.perf_counter() - start)
+    torch.set_num_threads(before)
+    turns = np.array([seconds["dense"], seconds["pruned"]])
+    samples = turns[:, np.random.default_rng(0).integers(repeats, size=(BOOTSTRAPS, repeats))]
+    ratios = np.median(samples[0], axis=1) / np.median(samples[1], axis=1)
+    return {
+        **{name: spread(np.array(s) * 1000) for name, s in seconds.items()},
+        "speedup": float(np.median(turns[0]) / np.median(turns[1])),
+        "speedup_ci95": np.quantile(ratios, [0.025, 0.975]).tolist(),
+        "warmup": warmup,
+        "repeats": repeats,
+        "threads": threads,
+    }
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Median, 10th and 90th percentile."""
+    p10, median, p90 = np.quantile(values, [0.1, 0.5, 0.9])
+    return {"median": float(median), "p10": float(p10), "p90": float(p90)}
+
+
+class Trajectory(NamedTuple):
+    """What the dense model saw and said on its way from noise to pictures; the yardstick of every pruned model."""
+
+    pictures: Tensor  # (p, 3, size, size) in [0, 1]
+    calls: list[tuple[dict, Tensor]]  # keywords of every call of the denoiser, and its output
+    guidance: float
+
+
+def record(pipeline: EmbeddedPipeline, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Trajectory:
+    """Draw and keep every call of the denoiser."""
+    calls: list[tuple[dict, Tensor]] = []
+    handle = pipeline.transformer.register_forward_hook(
+        lambda _, __, keywords, output: calls.append((keywords, output[0])), with_kwargs=True
+    )
+    pictures = draw(pipeline, prompts, noise, steps, guidance)
+    handle.remove()
+    return Trajectory(pictures, calls, guidance)
+
+
+def draw(pipeline: EmbeddedPipeline, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
+    """Pictures (p, 3, size, size) in [0, 1]."""
+    return pipeline(prompts, steps, guidance, latents=noise, output_type="pt").images
+
+
+def prediction_error(model: nn.Module, dense: Trajectory) -> dict:
+    """Relative error of the guided prediction at every point of the dense model's own trajectory, a number a picture.
+
+    err_p = sqrt( sum_t ||v_pruned - v_dense||^2 / sum_t ||v_dense||^2 )
+    """
+    wrong, total = 0.0, 0.0
+    with torch.no_grad():
+        for inputs, output in dense.calls:
+            v_dense = guided(output, dense.guidance)
+            v_pruned = guided(model(**inputs)[0], dense.guidance)
+            wrong = wrong + (v_pruned - v_dense).square().flatten(1).sum(1)
+            total = total + v_dense.square().flatten(1).sum(1)
+    return interval((wrong / total).sqrt().numpy())
+
+
+def guided(output: Tensor, guidance: float) -> Tensor:
+    """Both halves of a guided batch joined as the sampler does."""
+    without, with_ = output.chunk(2)
+    return without + guidance * (with_ - without)
+
+
+def psnr(pictures: Tensor, dense: Tensor) -> dict:
+    """Peak signal-to-noise ratio in dB to the dense pictures, mean over pictures; identical ones count 100 dB."""
+    mse = (pictures - dense).square().flatten(1).mean(1).clamp_min(1e-10)
+    return interval((-10 * mse.log10()).numpy())
+
+
+def interval(per_picture: np.ndarray) -> dict:
+    """Mean over pictures with a 95 % bootstrap interval."""
+    n = len(per_picture)
+    samples = per_picture[np.random.default_rng(0).integers(n, size=(BOOTSTRAPS, n))]
+    return {
+        "value": float(per_picture.mean()),
+        "ci95": np.quantile(samples.mean(1), [0.025, 0.975]).tolist(),
+        "n": n,
+    }

@@ -1,0 +1,125 @@
+"""Result files: written once, checked against the schema, never changed; and the table read from them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+from PIL import Image
+
+from reference.bench.device import ROOT
+
+SCHEMA = ROOT / "schemas" / "result.schema.json"
+# A speed-up that keeps less than half of what the removed arithmetic promises.
+PHANTOM = 0.5
+
+
+def write(run: dict, folder: Path) -> Path:
+    """Check a run and write it to `folder`/<run_id>.json. Raises jsonschema.ValidationError, FileExistsError."""
+    jsonschema.validate(run, json.loads(SCHEMA.read_text()))
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{run['run_id']}.json"
+    scratch = file.with_suffix(".tmp")
+    scratch.write_text(json.dumps(run, indent=1) + "\n")
+    if file.exists():
+        raise FileExistsError(f"{file} exists; runs are never overwritten")
+    os.replace(scratch, file)
+    return file
+
+
+def write_pictures(pictures: np.ndarray, file: Path) -> dict:
+    """Pictures (p, 3, size, size) in [0, 1] side by side as PNG; the artifact record."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    strip = np.concatenate(list((pictures * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)), axis=1)
+    Image.fromarray(strip).save(file, optimize=True)
+    data = file.read_bytes()
+    return {"role": "pictures", "path": file.name, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def read(folder: Path) -> list[dict]:
+    """All runs below `folder`, oldest first, each with the path of its file as `path`."""
+    runs = []
+    for file in sorted(folder.rglob("*.json"), key=lambda f: f.name):
+        runs.append(json.loads(file.read_text()) | {"path": file})
+    return runs
+
+
+def newest(runs: Iterable[dict]) -> list[dict]:
+    """The runs of the latest session only: those that share the baseline of the newest run."""
+    runs = list(runs)
+    if not runs:
+        return []
+    baseline = runs[-1]["subject"]["baseline_run"] or runs[-1]["run_id"]
+    return [r for r in runs if baseline in (r["run_id"], r["subject"]["baseline_run"])]
+
+
+COLUMNS = (
+    "entry", "asked", "units removed", "parameters removed", "file", "MACs left", "nominal", "realised, 1 picture",
+    "realised, 16 pictures", "prediction error", "PSNR, dB", "recovery",
+)  # fmt: skip
+
+
+def rows(runs: Sequence[dict]) -> list[list[str]]:
+    """The table's rows: every ratio recomputed from the runs and their dense baseline."""
+    dense = {r["run_id"]: r["achieved"] for r in runs if r["subject"]["is_baseline"] and r["status"] == "ok"}
+    table = []
+    for run in runs:
+        subject, config = run["subject"], run["config"]
+        if run["status"] != "ok":
+            table.append([subject["entry"], percent(config.get("amount")), run["error"], *["-"] * (len(COLUMNS) - 3)])
+            continue
+        now = run["achieved"]
+        was = dense[subject["baseline_run"] or run["run_id"]]
+        quality = {q["metric"]: q for q in run["quality"]}
+        speed = {s["pictures"]: s for s in run["speed"]}
+        nominal = was["macs"] / now["macs_nonzero"]
+        table.append(
+            [
+                label(run),
+                percent(config.get("amount")),
+                f"{now['unit_rate']:.0%}",
+                f"{1 - now['parameters'] / was['parameters']:.1%}",
+                f"{now['bytes'] / was['bytes']:.2f}x",
+                f"{now['macs'] / was['macs']:.2f}x",
+                f"{nominal:.2f}x",
+                *(_speed(speed[pictures], nominal, subject["is_baseline"]) for pictures in (1, 16)),
+                _value(quality.get("prediction_error"), 3),
+                _value(quality.get("psnr"), 1),
+                f"{now['recovery_seconds']:.0f} s" if now["recovery_seconds"] else "none",
+            ]
+        )
+    return table
+
+
+def label(run: dict) -> str:
+    """Entry and what it removes."""
+    granularity = run["config"].get("granularity")
+    return run["subject"]["entry"] + (f" ({granularity})" if granularity else "")
+
+
+def is_phantom(nominal: float, realised: float) -> bool:
+    """Fewer operations on paper, yet less than half of the promised gain on the clock."""
+    return realised - 1 < (nominal - 1) * PHANTOM and nominal > 1.005
+
+
+def _speed(speed: dict, nominal: float, is_baseline: bool) -> str:
+    if is_baseline:
+        return f"1.00x ({speed['dense']['median']:.1f} ms)"
+    low, high = speed["speedup_ci95"]
+    mark = " phantom" if is_phantom(nominal, speed["speedup"]) else ""
+    return f"{speed['speedup']:.2f}x [{low:.2f}, {high:.2f}]{mark}"
+
+
+def _value(quality: dict | None, digits: int) -> str:
+    if quality is None:
+        return "-"
+    low, high = quality["ci95"]
+    return f"{quality['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def percent(amount: float | None) -> str:
+    """A rate, or a dash where there is none."""
+    return "-" if amount is None else f"{amount:.0%}"

@@ -1,0 +1,1 @@
+"""The catalogue's own programs: small, sharing one reader (`scripts.catalog`)."""

@@ -1,0 +1,206 @@
+"""What the published runs in results/ say: the table and pictures of README and site, each number from a run file."""
+
+import io
+from pathlib import Path
+
+import altair as alt
+import vl_convert
+import yaml
+from PIL import Image, ImageDraw, ImageFont
+
+from reference.bench import results
+from reference.bench.device import ROOT
+
+PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
+PICTURES = Path("site") / "pictures"
+CREDIT = (
+    "Drawings: [OpenMoji](https://openmoji.org), CC BY-SA 4.0; the pictures are drawn by a model trained on them and "
+    "carry the same licence."
+)
+# Okabe and Ito's palette: told apart by colour-blind readers; one colour a granularity, the same everywhere.
+COLOURS = {"weight": "#0072B2", "2:4": "#56B4E9", "neuron": "#D55E00", "head": "#009E73"}
+SHOWN_PROMPTS = 10
+
+
+def published() -> list[dict]:
+    """Runs of the newest session on each published device."""
+    runs = []
+    for suite, devices in yaml.safe_load(PUBLISHED.read_text()).items():
+        for device in devices:
+            runs += results.newest(results.read(ROOT / "results" / suite / device))
+    return runs
+
+
+def readme_block() -> str:
+    """Markdown between the `results` markers of README.md."""
+    runs = published()
+    if not runs:
+        return "No published run yet. Run `make bench`."
+    return "\n\n".join(
+        [
+            f"{machine(runs[0])} {len(runs)} runs.",
+            table(runs),
+            reading(runs),
+            "![Dense and pruned pictures from the same noise and prompt](site/pictures/embedded-grid.png)",
+            "![Fidelity against realised speed-up](site/pictures/embedded-chart.svg)",
+            f"Repeat it: `make bench`. Every run is a file under [results/](results/). {CREDIT}",
+        ]
+    )
+
+
+def site_page(repo_url: str = "") -> str:
+    """Markdown of site/generated/results.md."""
+    runs = published()
+    if not runs:
+        return "# Results\n\nNo published run yet. Run `make bench`.\n"
+    provenance = ["| Run | Entry | Result file | Commit | Seconds |", "|---|---|---|---|---|"]
+    for run in runs:
+        path = run["path"].relative_to(ROOT).as_posix()
+        shown = f"[{path}]({repo_url}/blob/main/{path})" if repo_url else f"`{path}`"
+        commit = (run["code"]["commit"] or "none")[:10] + (" with uncommitted changes" if run["code"]["dirty"] else "")
+        provenance.append(
+            f"| {run['run_id']} | {results.label(run)} {results.percent(run['config'].get('amount'))} | {shown} | "
+            f"{commit} | {run['code']['wall_seconds']:.0f} |"
+        )
+    first = runs[0]
+    command = " ".join(first["code"]["command"])
+    versions = ", ".join(f"{n} {first['environment'][n]}" for n in ("python", "torch", "diffusers", "transformers"))
+    return "\n\n".join(
+        [
+            "# Results",
+            "<!-- Generated from results/ by `python -m scripts.render`; edits here are overwritten. -->",
+            f"{machine(first)} Protocol `{first['protocol']['id']}`; {versions}. Repeat it with `make bench` "
+            f"(`{command}`). Read [method and limits](../method.md) first.",
+            "## Table\n\n" + table(runs),
+            "## What it says\n\n" + reading(runs),
+            "## Pictures\n\nThe same noise and the same prompt in every column.\n\n"
+            "![Dense and pruned pictures from the same noise and prompt](../pictures/embedded-grid.png)\n\n" + CREDIT,
+            "## Fidelity against speed\n\n![Fidelity against realised speed-up](../pictures/embedded-chart.svg)\n\n"
+            "Bars are 95 % bootstrap intervals, over pictures (vertical) and over timed turns (horizontal). "
+            "The table above holds the same numbers.",
+            "## Runs\n\n" + "\n".join(provenance),
+            "",
+        ]
+    )
+
+
+def machine(run: dict) -> str:
+    """One sentence on what was measured where."""
+    e, c = run["environment"], run["config"]
+    threads = run["speed"][0]["threads"] if run["speed"] else 1
+    return (
+        f"`{run['subject']['model']}` on {e['cpu']} ({e['cores']} cores, {e['memory_gib']:.0f} GiB, timed on {threads} "
+        f"thread{'s' if threads > 1 else ''}), {c['dtype']}, {c['sampler']['steps']} steps, guidance "
+        f"{c['sampler']['guidance']:g}, {len(c['prompts'])} prompts x {len(c['noise_seeds'])} noise seeds, "
+        f"{run['created'][:10]}."
+    )
+
+
+def table(runs: list[dict]) -> str:
+    """The results table in Markdown, with aligned pipes."""
+    rows = [list(results.COLUMNS), *results.rows(runs)]
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def reading(runs: list[dict]) -> str:
+    """What holds of the founding note's claims about 30 % and 50 % of the weights, computed from the runs."""
+    dense = next(r for r in runs if r["subject"]["is_baseline"])
+    claims = {0.3: ("30 %", "15-25 %"), 0.5: ("50 %", "30-40 %")}
+    lines = [
+        '**What holds of the founding claim** ("30 % pruning: 30 % smaller, 15-25 % faster; 50 %: 50 % smaller, '
+        '30-40 % faster") for magnitude pruning of single weights:',
+        "",
+    ]
+    for run in runs:
+        amount = run["config"].get("amount")
+        if run["subject"]["entry"] != "unstructured" or amount not in claims or run["status"] != "ok":
+            continue
+        smaller, faster = claims[amount]
+        now, was = run["achieved"], dense["achieved"]
+        stored = 1 - now["bytes"] / was["bytes"]
+        deflated = 1 - now["bytes_deflated"] / was["bytes_deflated"]
+        times = "; ".join(
+            f"{s['pictures']} picture{'s' if s['pictures'] > 1 else ''} a batch: {s['dense']['median']:.1f} "
+            f"({s['dense']['p10']:.1f}-{s['dense']['p90']:.1f}) -> {s['pruned']['median']:.1f} "
+            f"({s['pruned']['p10']:.1f}-{s['pruned']['p90']:.1f}) ms, {s['speedup']:.2f}x"
+            for s in run["speed"]
+        )
+        lines.append(
+            f"- **{amount:.0%}**: claimed {smaller} smaller, measured {stored:.1%} smaller (after zip: "
+            f"{deflated:.1%}); claimed {faster} faster, measured median (p10-p90) {times}."
+        )
+    lines += [
+        "",
+        "The reason: a mask stores its zeros and multiplies by them. A dense file has the same shape, a dense kernel "
+        "does the same work; only a format that leaves zeros out, or a kernel that skips them, could profit. What "
+        "leaves the shapes (neurons, heads) makes file and time shrink at once.",
+    ]
+    return "\n".join(lines)
+
+
+def pictures() -> dict[Path, bytes]:
+    """Chart and grid of the published runs: path below the root -> content."""
+    runs = [r for r in published() if r["status"] == "ok"]
+    if not runs:
+        return {}
+    return {PICTURES / "embedded-chart.svg": chart(runs), PICTURES / "embedded-grid.png": grid(runs)}
+
+
+def chart(runs: list[dict]) -> bytes:
+    """Fidelity against realised speed-up at the largest batch, as SVG."""
+    rows = []
+    for run in runs:
+        if run["subject"]["is_baseline"]:
+            continue
+        speed = max(run["speed"], key=lambda s: s["pictures"])
+        psnr = next(q for q in run["quality"] if q["metric"] == "psnr")
+        rows.append(
+            {
+                "unit": run["config"]["granularity"],
+                "recovery": "with recovery" if run["achieved"]["recovery_seconds"] else "one-shot",
+                "amount": results.percent(run["config"]["amount"]),
+                "x": speed["speedup"], "x1": speed["speedup_ci95"][0], "x2": speed["speedup_ci95"][1],
+                "y": psnr["value"], "y1": psnr["ci95"][0], "y2": psnr["ci95"][1],
+            }
+        )  # fmt: skip
+    colour = alt.Color("unit:N", title="unit removed", scale=alt.Scale(domain=list(COLOURS), range=[*COLOURS.values()]))
+    x = alt.X("x:Q", title="realised speed-up over dense, 16 pictures a batch", scale=alt.Scale(zero=False))
+    y = alt.Y("y:Q", title="PSNR to the dense picture, dB", scale=alt.Scale(zero=False))
+    base = alt.Chart(alt.Data(values=rows))
+    layers = [
+        base.mark_rule(opacity=0.5).encode(x=x, y=alt.Y("y1:Q", title=""), y2="y2:Q", color=colour),
+        base.mark_rule(opacity=0.5).encode(x=alt.X("x1:Q", title=""), x2="x2:Q", y=y, color=colour),
+        base.mark_point(size=90, filled=True).encode(x=x, y=y, color=colour, shape=alt.Shape("recovery:N", title="")),
+        base.mark_text(dx=9, dy=-8, align="left", fontSize=11).encode(x=x, y=y, text="amount:N", color=colour),
+    ]
+    spec = alt.layer(*layers).properties(width=620, height=340, background="white")
+    return vl_convert.vegalite_to_svg(spec.to_json()).encode()
+
+
+def grid(runs: list[dict]) -> bytes:
+    """The first prompts of every run, one row a run, as PNG."""
+    scale, gap, left, top = 2, 6, 190, 24
+    prompts = runs[0]["config"]["prompts"][:SHOWN_PROMPTS]
+    size = Image.open(_strip(runs[0])).height * scale
+    canvas = Image.new("RGB", (left + len(prompts) * (size + gap), top + len(runs) * (size + gap)), "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    for column, prompt in enumerate(prompts):
+        pen.text((left + column * (size + gap) + size / 2, top / 2), prompt, "black", font, anchor="mm")
+    for row, run in enumerate(runs):
+        y = top + row * (size + gap)
+        label = f"{results.label(run)} {results.percent(run['config'].get('amount'))}".removesuffix(" -")
+        pen.text((left - 10, y + size / 2), label, "black", font, anchor="rm")
+        strip = Image.open(_strip(run)).convert("RGB").crop((0, 0, len(prompts) * size // scale, size // scale))
+        for column in range(len(prompts)):
+            side = size // scale
+            tile = strip.crop((column * side, 0, (column + 1) * side, side))
+            canvas.paste(tile.resize((size, size), Image.Resampling.NEAREST), (left + column * (size + gap), y))
+    buffer = io.BytesIO()
+    canvas.quantize(255, kmeans=0).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _strip(run: dict) -> Path:
+    return run["path"].parent / run["artifacts"][0]["path"]
