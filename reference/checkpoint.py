@@ -138,7 +138,7 @@ def _resize(model: nn.Module, manifest: dict, file: Path) -> None:
     parameters = dict(model.named_parameters())
     for name, shape in manifest["shapes"].items():
         old = parameters.get(name)
-        if old is None or len(shape) != old.ndim or not all(map(_fits, shape, old.shape)):
+        if old is None or len(shape) != old.ndim or not all(map(_fits, shape, tuple(old.shape))):
             raise ValueError(f"{file}: shape {shape} of {name} does not fit the model that config.json describes")
         owner, _, attribute = name.rpartition(".")
         model.get_submodule(owner).register_parameter(attribute, nn.Parameter(torch.empty(shape, device="meta")))
@@ -146,23 +146,34 @@ def _resize(model: nn.Module, manifest: dict, file: Path) -> None:
     for name, sizes in manifest["attributes"].items():
         for attribute, value in sizes.items():
             old = vars(modules[name]).get(attribute) if name in modules else None
-            if type(old) is not int or not _fits(value, old):
+            if not _fits(value, old):
                 raise ValueError(f"{file}: {name}.{attribute} = {value!r} does not fit the model of config.json")
-            setattr(modules[name], attribute, value)
+            setattr(modules[name], attribute, tuple(value) if isinstance(value, list) else value)
 
 
-def _fits(new: object, dense: int) -> bool:
-    return type(new) is int and 0 < new <= dense
+def _fits(new: object, dense: object) -> bool:
+    """A recorded size against the dense one: integers and shapes only shrink, an epsilon stays a positive number."""
+    if type(dense) is int:
+        return type(new) is int and 0 < new <= dense
+    if type(dense) is float:
+        return type(new) is float and 0 < new < float("inf")
+    is_shape = isinstance(dense, tuple) and isinstance(new, list) and len(new) == len(dense)
+    return is_shape and all(map(_fits, new, dense))
 
 
 def _changed_sizes(model: nn.Module, twin: nn.Module) -> dict[str, dict[str, int]]:
-    """Integer attributes (heads, inner_dim, out_features, ...) in which the model differs from its twin."""
+    """Sizes (heads, inner_dim, out_features, eps, ...) in which the model differs from its twin."""
     changed = {}
     for (name, module), (_, dense) in zip(model.named_modules(), twin.named_modules(), strict=True):
-        sizes = {a: v for a, v in vars(module).items() if type(v) is int and v != vars(dense).get(a)}
+        sizes = {a: v for a, v in vars(module).items() if a in vars(dense) and v is not vars(dense)[a] and _is_size(v)}
+        sizes = {a: list(v) if isinstance(v, tuple) else v for a, v in sizes.items() if v != vars(dense)[a]}
         if sizes:
             changed[name] = sizes
     return changed
+
+
+def _is_size(value: object) -> bool:
+    return type(value) in (int, float) or (isinstance(value, tuple) and all(type(v) is int for v in value))
 
 
 def _twin(kind: type[ModelMixin], config: dict) -> ModelMixin:

@@ -1,5 +1,6 @@
 """Plan, apply, prune: the public verbs, each a few lines over score -> select -> cut."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ def units(model: nn.Module | DiffusionPipeline, granularity: str) -> list[Units]
     """The groups of a granularity in module order; for `weight` and `N:M` the layers that are pruned by default."""
     root = as_root(model)
     if granularity in STRUCTURED:
-        groups = unit_groups(root, granularity)
+        groups, _ = unit_groups(root, granularity)
         return [Units(g.name, g.component, g.count, group_parameters(root, g)) for g in groups]
     layers, _ = weight_targets(root, Request(granularity, None if parse_n_m(granularity) else 0.0))
     return [Units(la.name, la.component, la.module.weight.numel(), la.module.weight.numel()) for la in layers]
@@ -57,9 +58,10 @@ def plan(
 ) -> Plan:
     """Decide which units go; the model stays as it is, bit for bit.
 
-    granularity  weight, a pattern N:M, head or neuron
+    granularity  weight, a pattern N:M, head, neuron or channel (whole norm groups inside residual blocks)
     amount       fraction in [0, 1), or {component or fnmatch pattern: fraction}; left out for N:M
     scope        among which units the lowest are taken: row (weights only), layer, component, global
+    exact_only   refuse units whose cut only approximates masking them
     only, skip   fnmatch patterns on layer names; `only` also reaches layers outside the repeated blocks
     round_to     tile that kept widths are rounded to; "auto": 64 from a width of 1024 on
     min_keep     units that every group keeps
@@ -77,7 +79,19 @@ def _plan(root: nn.Module, request: Request, gone: Mapping[str, Tensor] | None =
     else:
         method = remove_n_m if parse_n_m(request.granularity) else remove_weights
     removed, skipped = method(root, request, gone)
-    return Plan.of(request.granularity, removed, digest=digest(root), request=asdict(request), skipped=skipped)
+    plan = Plan.of(request.granularity, removed, digest=digest(root), request=asdict(request), skipped=skipped)
+    if request.granularity in STRUCTURED:
+        groups, _ = unit_groups(root, request.granularity)
+        plan.approximate = {
+            g.name: g.approximate for g in groups if g.approximate and g.name in removed and removed[g.name].any()
+        }
+    if plan.approximate:
+        what = f"cutting {len(plan.approximate)} of {len(removed)} groups only approximates masking them: "
+        what += next(iter(plan.approximate.values()))
+        if request.exact_only:
+            raise NotPrunable(what)
+        warnings.warn(what, stacklevel=3)
+    return plan
 
 
 def apply(model: nn.Module | DiffusionPipeline, plan: Plan, mode: str = "cut") -> Report:
@@ -108,7 +122,7 @@ def _carry_out(root: nn.Module, plan: Plan, mode: str) -> None:
     removed = {name: plan.removed(name) for name in plan.keep}
     if plan.granularity not in STRUCTURED:
         return zero_weights(root, removed)
-    groups = {group.name: group for group in unit_groups(root, plan.granularity)}
+    groups = {group.name: group for group in unit_groups(root, plan.granularity)[0]}
     numbers = {groups[name]: gone.nonzero().flatten() for name, gone in removed.items()}
     (cut_units if mode == "cut" else mask_units)(root, numbers)
 

@@ -4,13 +4,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-STRUCTURED = ("head", "neuron")
+STRUCTURED = ("head", "neuron", "channel")
 GRANULARITIES = ("weight", "N:M", *STRUCTURED)
 # Which criterion serves which granularity, and in which scopes.
 SERVES = {
     ("magnitude", "weight"): ("row", "layer", "component", "global"),
     ("magnitude", "N:M"): ("layer",),
     ("magnitude", "neuron"): ("layer", "component", "global"),
+    ("magnitude", "channel"): ("layer", "component", "global"),
     ("magnitude", "head"): ("layer", "component", "global"),
 }
 
@@ -35,7 +36,7 @@ class Request:
         if kind not in GRANULARITIES or self.granularity == "N:M":
             raise ValueError(
                 f"unknown granularity {self.granularity!r}; choose weight, a pattern such as 2:4, "
-                f"{' or '.join(STRUCTURED)}"
+                f"{', '.join(STRUCTURED[:-1])} or {STRUCTURED[-1]}"
             )
         if (self.criterion, kind) not in SERVES:
             known = sorted({criterion for criterion, _ in SERVES})

@@ -25,7 +25,9 @@ def remove_units(
     root: nn.Module, request: Request, gone: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Which units go: group -> booleans (units,); and group -> why it was skipped. `gone` as in `remove_weights`."""
-    groups, skipped = matching(unit_groups(root, request.granularity), request)
+    found, refused = unit_groups(root, request.granularity)
+    groups, skipped = matching(found, request)
+    skipped |= refused
     removed: dict[str, Tensor] = {}
     for rate, members in pools(root, groups, request):
         scores = []

@@ -2,21 +2,37 @@
 
 A rule describes one family of layout and is matched by the attributes that a module has, never by tracing. It answers
 with `Group`s: the units that compete with each other, and every slice of every parameter that a unit spans.
-To add a model: add its class to PROVEN once `tests/test_cut.py` passes on it, and a rule where none matches.
+
+`coverage.json` says for every denoiser class of diffusers and every granularity whether cutting was shown to equal
+masking; `python -m tests.coverage` writes it by trying. A class that is not in it is refused: a wrong cut is silent.
 """
 
+import json
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
 
-from reference.anatomy import attention, feed_forward
+from reference.anatomy import attention, convolution, feed_forward, packed, parallel
 from reference.anatomy.groups import Group
 from reference.errors import NotPrunable
 
-RULES = {"head": (attention.heads,), "neuron": (feed_forward.neurons,)}
-# Classes on which the tests show that cutting equals masking.
-PROVEN = ("SD3Transformer2DModel",)
+RULES = {
+    "head": (attention.heads, packed.heads, parallel.heads),
+    "neuron": (feed_forward.neurons, parallel.neurons, convolution.neurons),
+    "channel": (convolution.channels,),
+}
+# What no rule can see from a module alone, because something around it depends on the units.
+REFUSED = {
+    ("PriorTransformer", "head"): "the causal mask is repeated by the head count of the config",
+    ("LuminaNextDiT2DModel", "head"): "self- and cross-attention share one output projection and a gate per head",
+    ("MochiTransformer3DModel", "head"): "one table of rotary frequencies per head serves all blocks",
+    ("LTXVideoTransformer3DModel", "head"): "the rotary table spans all heads of a layer, each at its own frequencies",
+    ("LTX2VideoTransformer3DModel", "head"): "the rotary table spans all heads of a layer, each at its own frequencies",
+    ("SanaWMLTX2RefinerTransformer3DModel", "head"): "the rotary table spans all heads of a layer",
+}
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -29,26 +45,39 @@ class WeightLayer(NamedTuple):
     repeated: bool
 
 
-def unit_groups(root: nn.Module, granularity: str) -> list[Group]:
-    """All groups of `granularity` in module order. Raises NotPrunable if the model has none or no rule is proven."""
-    for denoiser in denoisers_of(root):
-        if type(denoiser).__name__ not in PROVEN:
+@cache
+def coverage() -> dict[str, dict[str, dict[str, str]]]:
+    """Class name -> granularity -> {"status": exact | approximate | refused | none, "reason": ...}."""
+    return json.loads((Path(__file__).parent / "coverage.json").read_text())
+
+
+def unit_groups(root: nn.Module, granularity: str) -> tuple[list[Group], dict[str, str]]:
+    """The groups of `granularity` that can be cut, in module order, and name -> reason of those that cannot.
+
+    Raises NotPrunable, with the reason, if the class is unknown or nothing of it can be cut.
+    """
+    for denoiser in root.values() if isinstance(root, nn.ModuleDict) else [root]:
+        kind = type(denoiser).__name__
+        if kind not in coverage():
             raise NotPrunable(
-                f"no rule for {granularity!r} is proven on {type(denoiser).__name__}; proven: {', '.join(PROVEN)}. "
-                "Granularities 'weight' and 'N:M' work on every class."
+                f"{kind} is not among the {len(coverage())} classes whose cuts are tested; granularities 'weight' and "
+                "'N:M' work on it. To add it: tests/zoo, then python -m tests.coverage"
             )
-    groups = []
-    for name, module in root.named_modules():
-        for rule in RULES[granularity]:
-            groups.extend(rule(name, module))
+        verdict = coverage()[kind][granularity]
+        if verdict["status"] in ("refused", "none"):
+            raise NotPrunable(f"{kind}: {verdict['reason']}")
+    found = all_groups(root, granularity)
+    groups = [group for group in found if not group.refused]
+    refused = {group.name: group.refused for group in found if group.refused}
     if not groups:
-        raise NotPrunable(f"{type(root).__name__} has no {granularity}s")
-    return groups
+        reason = next(iter(refused.values()), f"it has no {granularity}s")
+        raise NotPrunable(f"{type(root).__name__}: {reason}")
+    return groups, refused
 
 
-def denoisers_of(root: nn.Module) -> list[nn.Module]:
-    """The denoisers themselves: of a pipeline's ModuleDict its values, else the model."""
-    return list(root.values()) if isinstance(root, nn.ModuleDict) else [root]
+def all_groups(root: nn.Module, granularity: str) -> list[Group]:
+    """What the rules find, tested or not."""
+    return [g for name, module in root.named_modules() for rule in RULES[granularity] for g in rule(name, module)]
 
 
 def weight_layers(root: nn.Module) -> Iterator[WeightLayer]:
@@ -65,12 +94,14 @@ def weight_layers(root: nn.Module) -> Iterator[WeightLayer]:
 
 def _component(ancestors: list[nn.Module], layer: nn.Module) -> str:
     """Part of the network, decided by the innermost ancestor that a rule recognises."""
+    if not isinstance(layer, nn.Linear):
+        return "conv"
     for module in reversed(ancestors):
-        if attention.is_attention(module):
+        if attention.is_attention(module) or packed.layout(module) or parallel.is_flux2_attention(module):
             return "attention"
-        if feed_forward.is_feed_forward(module):
+        if feed_forward.is_feed_forward(module) or getattr(module, "proj_mlp", None) is layer:
             return "feed_forward"
         # AdaLayerNormZero and its kin: one Linear from the time embedding to shift, scale and gate.
         if isinstance(getattr(module, "linear", None), nn.Linear) and hasattr(module, "silu"):
             return "modulation"
-    return "other" if isinstance(layer, nn.Linear) else "conv"
+    return "other"

@@ -1,54 +1,147 @@
-"""Heads of an attention with separate projections, alone or joined by a second stream of text.
+"""Heads of an attention with one Linear each for q, k and v, alone or joined by a second stream of text.
 
-Layout (diffusers' `Attention`, as in SD3; head h owns `head_dim` rows or columns at h * head_dim):
-    rows of     to_q, to_k, to_v, and of add_q_proj, add_k_proj, add_v_proj with their biases
-    columns of  to_out[0], and of to_add_out
+Head h owns `head_dim` rows or columns at h * head_dim:
+    rows of     q, k, v and of the second stream's add_q_proj, add_k_proj, add_v_proj, with their biases
+    columns of  the output projection, and of to_add_out
 One softmax runs over both streams, so a head is one unit of all these matrices together. The last joint block of SD3
 drops its text output: there to_add_out is None and add_q_proj feeds nothing, yet must keep the common head count.
+Where k and v have fewer heads than q (grouped queries), a unit is a head of k and v with the queries that share it;
+with a single one (multi-query), the queries' heads alone.
+
+Norms of q and k: per head, they know nothing of other heads; across heads, an RMS norm is rescaled (exact), a
+LayerNorm's mean moves (approximate).
 """
+
+from collections.abc import Iterator
 
 from torch import nn
 
 from reference.anatomy.groups import Group, Slice
-from reference.errors import NotPrunable
 
-PRODUCERS = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
-NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
+# Names of q, k, v and of the output projection, where the last may be the first entry of a list.
+PROJECTIONS = (
+    ("to_q", "to_k", "to_v", "to_out"),
+    ("query", "key", "value", "proj_attn"),
+    ("to_query", "to_key", "to_value", "out_layer"),
+    ("q_proj", "k_proj", "v_proj", "out_proj"),
+)
+# Further producers: as wide as q, or as wide as k and v; further consumers; gates on the output of each head.
+Q_LIKE = ("add_q_proj", "to_q_t", "q_img", "to_gate", "to_g")
+KV_LIKE = ("add_k_proj", "add_v_proj", "to_k_t", "to_v_t", "k_img", "v_img")
+OUT_LIKE = ("to_add_out", "to_out_t")
+HEAD_COUNTS = ("heads", "num_heads", "num_attention_heads", "sliceable_head_dim", "n_heads")
+KV_COUNTS = ("kv_heads", "num_kv_heads", "num_key_value_heads")
+WIDTHS = ("inner_dim",)
+KV_WIDTHS = ("inner_kv_dim",)
+Q_NORMS = ("norm_q", "norm_added_q", "q_norm", "query_norm", "q_rms_norm", "q_rms_norm_t")
+K_NORMS = ("norm_k", "norm_added_k", "k_norm", "key_norm", "k_rms_norm", "k_rms_norm_t")
+
+
+def projections(module: nn.Module) -> tuple[str, str, str, str] | None:
+    """Attribute names of q, k, v and out (out may be "" where the block holds it), or None if this is no attention."""
+    for q, k, v, out in PROJECTIONS:
+        if all(isinstance(getattr(module, name, None), nn.Linear) for name in (q, k, v)):
+            found = getattr(module, out, None)
+            if isinstance(found, nn.Linear):
+                return q, k, v, out
+            if isinstance(found, nn.ModuleList | nn.Sequential) and isinstance(found[0], nn.Linear):
+                return q, k, v, f"{out}.0"
+            return q, k, v, ""
+    return None
 
 
 def is_attention(module: nn.Module) -> bool:
     """Has this layout."""
-    return all(isinstance(getattr(module, p, None), nn.Linear) for p in PRODUCERS[:3]) and hasattr(module, "heads")
+    return projections(module) is not None
+
+
+def head_count(module: nn.Module) -> int | None:
+    """How many heads the queries have."""
+    q = projections(module)[0]
+    for name in HEAD_COUNTS:
+        if isinstance(getattr(module, name, None), int):
+            return getattr(module, name)
+    head_dim = getattr(module, "head_dim", None)
+    return getattr(module, q).out_features // head_dim if head_dim else None
 
 
 def heads(name: str, module: nn.Module) -> list[Group]:
-    """The heads of one attention module as a group, or nothing if it is no attention."""
-    if not is_attention(module):
+    """The heads of one attention module as a group, or nothing if it is no attention with its own output."""
+    found = projections(module)
+    if not found or not found[3]:
         return []
-    head_dim = module.inner_dim // module.heads
-    if module.inner_kv_dim != module.inner_dim:
-        raise NotPrunable(f"{name}: grouped-query heads (k and v narrower than q) have no rule yet")
-    for norm in NORMS:
-        weight = getattr(getattr(module, norm, None), "weight", None)
-        if weight is not None and weight.numel() != head_dim:
-            raise NotPrunable(f"{name}.{norm} spans all heads, so a head cannot be removed exactly; no rule yet")
+    count = head_count(module)
+    group = head_group(name, module, count)
+    out = Slice(f"{name}.{found[3]}.weight", 1, 0, module.get_submodule(found[0]).out_features // group.count)
+    slices = [*group.slices, out]
+    slices += [out._replace(parameter=f"{name}.{extra}.weight") for extra in OUT_LIKE if _has(module, extra)]
+    return [group._replace(slices=tuple(slices))]
 
-    slices = []
-    for producer in PRODUCERS:
-        linear = getattr(module, producer, None)
-        if linear is not None:
-            slices.append(Slice(f"{name}.{producer}.weight", 0, 0, head_dim))
-            if linear.bias is not None:
-                slices.append(Slice(f"{name}.{producer}.bias", 0, 0, head_dim))
-    slices.append(Slice(f"{name}.to_out.0.weight", 1, 0, head_dim))
-    if getattr(module, "to_add_out", None) is not None:
-        slices.append(Slice(f"{name}.to_add_out.weight", 1, 0, head_dim))
 
-    # The processor reshapes by `heads`: left stale, it silently mixes heads whenever the width happens to divide.
-    attributes = (
-        (name, "heads", 1),
-        (name, "sliceable_head_dim", 1),
-        (name, "inner_dim", head_dim),
-        (name, "inner_kv_dim", head_dim),
-    )
-    return [Group(name, "attention", module.heads, tuple(slices), attributes)]
+def head_group(name: str, module: nn.Module, count: int) -> Group:
+    """The group of an attention without its consumers."""
+    q, k, v, _ = projections(module)
+    width = module.get_submodule(q).out_features // count
+    kv_width = module.get_submodule(k).out_features
+    kv_count = max(1, kv_width // width)
+    shared = count // kv_count if kv_count > 1 else 1  # query heads a unit
+    units = count // shared
+
+    slices, norms, reasons = [], [], []
+    for producer in (q, *Q_LIKE):
+        if _has(module, producer):
+            slices += linear_rows(f"{name}.{producer}", getattr(module, producer), width * shared)
+    for producer in (k, v, *KV_LIKE):
+        if _has(module, producer) and kv_count > 1:  # the one head of multi-query attention serves whoever is left
+            slices += linear_rows(f"{name}.{producer}", getattr(module, producer), width)
+    slices += _of_processor(name, module, width)
+    for candidates, each in ((Q_NORMS, width * shared), (K_NORMS, width)):
+        for norm in candidates:
+            weight = getattr(getattr(module, norm, None), "weight", None)
+            if weight is None or weight.numel() == width:
+                continue
+            slices.append(Slice(f"{name}.{norm}.weight", 0, 0, each, masked=False))
+            if getattr(getattr(module, norm), "bias", None) is not None:
+                slices.append(Slice(f"{name}.{norm}.bias", 0, 0, each, masked=False))
+            eps = next(e for e in ("eps", "variance_epsilon") if hasattr(getattr(module, norm), e))
+            if "RMS" in type(getattr(module, norm)).__name__:
+                norms.append((f"{name}.{norm}", eps))
+            else:
+                reasons.append(f"{norm} takes its mean across heads")
+
+    sizes = [(a, shared) for a in HEAD_COUNTS] + [(a, 1) for a in KV_COUNTS if kv_count > 1]
+    if type(getattr(module, "processor", None)).__name__.startswith(("OmniGen", "Cosmos")):
+        sizes.append(("out_dim", width * shared))  # these processors read the inner width under this name
+    sizes += [(a, width * shared) for a in WIDTHS] + [(a, width) for a in KV_WIDTHS if kv_count > 1]
+    attributes = tuple((name, a, each) for a, each in sizes if type(vars(module).get(a)) is int)
+    return Group(name, "attention", units, tuple(slices), attributes, tuple(norms), "; ".join(reasons), refusal(module))
+
+
+def refusal(module: nn.Module) -> str:
+    """Why the heads of this attention cannot be removed although their layout is known, or ""."""
+    if getattr(module, "fused_projections", False):
+        return "its projections are fused; call unfuse_qkv_projections() first"
+    if type(getattr(module, "processor", None)).__name__.startswith("AttnAddedKVProcessor"):
+        return "its processor reshapes the output to the width of the residual, so the number of heads is fixed"
+    if type(module).__name__ == "SelfAttention1d":
+        return "forward views the output at the full width, so the number of heads is fixed"
+    return ""
+
+
+def _of_processor(name: str, module: nn.Module, width: int) -> Iterator[Slice]:
+    """Projections that live in the processor: the image keys and values of an IP-Adapter."""
+    processor = getattr(module, "processor", None)
+    for part in ("to_k_ip", "to_v_ip"):
+        for i, linear in enumerate(getattr(processor, part, None) or []):
+            yield from linear_rows(f"{name}.processor.{part}.{i}", linear, width)
+
+
+def linear_rows(name: str, linear: nn.Linear, width: int, start: int = 0) -> Iterator[Slice]:
+    """The rows of a Linear and its bias."""
+    yield Slice(f"{name}.weight", 0, start, width)
+    if linear.bias is not None:
+        yield Slice(f"{name}.bias", 0, start, width)
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    return isinstance(getattr(module, name, None), nn.Linear)

@@ -9,18 +9,25 @@ from torch import Tensor, nn
 
 
 class Slice(NamedTuple):
-    """Unit u spans indices start + u*width ... start + (u+1)*width - 1 of dimension `dim` of a parameter."""
+    """Unit u spans indices start + u*width ... start + (u+1)*width - 1 of dimension `dim` of a parameter.
+
+    `masked=False`: goes with a cut unit, yet a mask leaves it alone (the weight of a norm whose input is zero already).
+    """
 
     parameter: str
     dim: int
     start: int
     width: int
+    masked: bool = True
 
 
 class Group(NamedTuple):
     """Units that compete: the heads of an attention, the neurons of a feed-forward.
 
-    `attributes`: (module name, attribute, how much of it one unit accounts for); sizes that forward reads.
+    attributes   (module name, attribute, how much of it one unit accounts for): sizes that forward reads
+    rms_norms    (module name, attribute of its epsilon): RMS norms whose statistics span all units
+    approximate  why cutting is not exactly masking, or ""
+    refused      why these units cannot be removed at all, or ""
     """
 
     name: str
@@ -28,6 +35,9 @@ class Group(NamedTuple):
     count: int
     slices: tuple[Slice, ...]
     attributes: tuple[tuple[str, str, int], ...] = ()
+    rms_norms: tuple[tuple[str, str], ...] = ()
+    approximate: str = ""
+    refused: str = ""
 
 
 def indices(s: Slice, units: Tensor) -> Tensor:
@@ -51,8 +61,9 @@ def mask_units(root: nn.Module, removed: Mapping[Group, Tensor]) -> None:
     """Write +0.0 over all that the removed units (numbers, (n,)) span: producers' rows and bias, consumers' columns."""
     for group, units in removed.items():
         for s in group.slices:
-            parameter = root.get_parameter(s.parameter)
-            parameter.index_fill_(s.dim, indices(s, units).to(parameter.device), 0)
+            if s.masked:
+                parameter = root.get_parameter(s.parameter)
+                parameter.index_fill_(s.dim, indices(s, units).to(parameter.device), 0)
 
 
 @torch.no_grad()
@@ -66,6 +77,8 @@ def cut_units(root: nn.Module, removed: Mapping[Group, Tensor]) -> None:
             for module, attribute, each in group.attributes:
                 owner = root.get_submodule(module)
                 setattr(owner, attribute, getattr(owner, attribute) - each * len(units))
+            for module, eps in group.rms_norms:
+                _rescale(root.get_submodule(module), eps, group.count, group.count - len(units))
     for (name, dim), parts in gone.items():
         old = root.get_parameter(name)
         stays = torch.ones(old.shape[dim], dtype=torch.bool)
@@ -74,11 +87,29 @@ def cut_units(root: nn.Module, removed: Mapping[Group, Tensor]) -> None:
         _replace(root, old, nn.Parameter(kept, requires_grad=old.requires_grad))
 
 
+def _rescale(norm: nn.Module, eps: str, before: int, after: int) -> None:
+    """Keep an RMS norm exact when only `after` of `before` units are left of what it averages over.
+
+    The masked norm divides by sqrt(S/N + eps), S the sum of squares, N the width. With n left, S being the same:
+        x / sqrt(S/N + eps) = sqrt(N/n) * x / sqrt(S/n + eps * N/n)
+    """
+    norm.weight.mul_((before / after) ** 0.5)
+    setattr(norm, eps, getattr(norm, eps) * before / after)
+
+
 def _replace(root: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
-    """Put `new` wherever `old` is registered, so that tied weights stay tied."""
+    """Put `new` wherever `old` is registered, so that tied weights stay tied, and keep the layers' sizes true."""
     for module in root.modules():
         for attribute, parameter in list(module._parameters.items()):
-            if parameter is old:
-                module.register_parameter(attribute, new)
-                if isinstance(module, nn.Linear) and attribute == "weight":
-                    module.out_features, module.in_features = new.shape
+            if parameter is not old:
+                continue
+            module.register_parameter(attribute, new)
+            if isinstance(module, nn.Linear) and attribute == "weight":
+                module.out_features, module.in_features = new.shape
+            elif isinstance(module, nn.modules.conv._ConvNd) and attribute == "weight":
+                if module.groups == module.in_channels == module.out_channels:  # depthwise
+                    module.groups = module.in_channels = module.out_channels = new.shape[0]
+                else:
+                    module.out_channels, module.in_channels = new.shape[0], new.shape[1] * module.groups
+            elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+                module.normalized_shape = tuple(new.shape)

@@ -188,7 +188,7 @@ def _frame(protocol: dict, sha256: str, entry: str, keywords: dict, baseline: st
     return {
         "schema": "result/1",
         "run_id": f"{now:%Y%m%dT%H%M%SZ}-{unique}",
-        "created": now.isoformat(timespec="seconds"),
+        "created": now.isoformat(timespec="milliseconds"),
         "status": "ok",
         "error": None,
         "protocol": {"id": protocol["id"], "sha256": sha256},

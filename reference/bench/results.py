@@ -22,10 +22,10 @@ def write(run: dict, folder: Path) -> Path:
     jsonschema.validate(run, json.loads(SCHEMA.read_text()))
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{run['run_id']}.json"
-    scratch = file.with_suffix(".tmp")
-    scratch.write_text(json.dumps(run, indent=1) + "\n")
     if file.exists():
         raise FileExistsError(f"{file} exists; runs are never overwritten")
+    scratch = file.with_suffix(".tmp")
+    scratch.write_text(json.dumps(run, indent=1) + "\n")
     os.replace(scratch, file)
     return file
 
@@ -41,10 +41,8 @@ def write_pictures(pictures: np.ndarray, file: Path) -> dict:
 
 def read(folder: Path) -> list[dict]:
     """All runs below `folder`, oldest first, each with the path of its file as `path`."""
-    runs = []
-    for file in sorted(folder.rglob("*.json"), key=lambda f: f.name):
-        runs.append(json.loads(file.read_text()) | {"path": file})
-    return runs
+    runs = [json.loads(file.read_text()) | {"path": file} for file in folder.rglob("*.json")]
+    return sorted(runs, key=lambda run: run["created"])
 
 
 def newest(runs: Iterable[dict]) -> list[dict]:
@@ -69,7 +67,7 @@ def rows(runs: Sequence[dict]) -> list[list[str]]:
     for run in runs:
         subject, config = run["subject"], run["config"]
         if run["status"] != "ok":
-            table.append([subject["entry"], percent(config.get("amount")), run["error"], *["-"] * (len(COLUMNS) - 3)])
+            table.append([label(run), percent(config.get("amount")), run["error"], *["-"] * (len(COLUMNS) - 3)])
             continue
         now = run["achieved"]
         was = dense[subject["baseline_run"] or run["run_id"]]

@@ -1,0 +1,199 @@
+"""The benchmark: result files that can be trusted, ratios recomputed from them, honest words for what does not pay."""
+
+import json
+import subprocess
+import sys
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from reference.bench import measure, results
+from reference.bench.__main__ import PROTOCOLS, list_jobs, main
+from tests.conftest import tiny_mmdit
+
+PROTOCOL = {
+    "id": "test-1",
+    "model": "openmoji-mmdit",
+    "dtype": "float32",
+    "storage_dtype": "bfloat16",
+    "sampler": {"steps": 2, "guidance": 3.0},
+    "noise_seeds": [0, 1],
+    "prompts": ["red heart", "pig face"],
+    "latency": {"threads": 1, "warmup": 1, "repeats": {1: 3, 16: 2}},
+    "recovery": {"kind": "distill", "steps_per_round": 1, "batch": 4, "learning_rate": 3.0e-4},
+    "entries": [
+        {"entry": "unstructured", "keywords": {"granularity": "weight"}, "amounts": [0.5]},
+        {"entry": "head", "keywords": {"granularity": "head"}, "amounts": [0.5, 0.99]},
+        {"entry": "broken", "keywords": {"granularity": "expert"}, "amounts": [0.5]},
+        {
+            "entry": "iterative",
+            "keywords": {"granularity": "neuron", "schedule": "cubic", "rounds": 2},
+            "amounts": [0.5],
+            "recover": True,
+        },
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """One small run of the whole suite: its folder and its runs."""
+    folder = tmp_path_factory.mktemp("bench")
+    file = folder / "protocol.yaml"
+    file.write_text(yaml.safe_dump(PROTOCOL))
+    assert main(["--protocol", str(file), "--out", str(folder / "results")]) == 1  # one entry is broken
+    return folder / "results", results.read(folder / "results")
+
+
+def test_every_run_is_a_valid_file_failures_included(suite):
+    folder, runs = suite
+    schema = json.loads(results.SCHEMA.read_text())
+    assert [r["subject"]["entry"] for r in runs] == ["dense", "unstructured", "head", "head", "broken", "iterative"]
+    assert [r["status"] for r in runs] == ["ok", "ok", "ok", "ok", "failed", "ok"]
+    assert "unknown granularity 'expert'" in runs[4]["error"]
+    for run in runs:
+        path = run.pop("path")
+        jsonschema.validate(run, schema)
+        assert path.stem == run["run_id"]
+        run["path"] = path
+    strips = {f.name for f in folder.rglob("*.png")}
+    assert strips == {a["path"] for r in runs for a in r["artifacts"]}
+    assert len(strips) == 5
+
+
+def test_counts_agree_with_arithmetic(suite):
+    dense, weight, head, most, _, iterative = (r["achieved"] for r in suite[1])
+    assert dense["parameters"] == dense["nonzero"] == 5_425_776
+    assert weight["parameters"] == dense["parameters"]
+    assert weight["macs"] == dense["macs"]
+    assert weight["bytes"] / dense["bytes"] == pytest.approx(1, abs=1e-3)  # a mask saves nothing on disk
+    assert weight["bytes_deflated"] < 0.75 * dense["bytes_deflated"]
+    assert weight["macs_nonzero"] < 0.6 * dense["macs"]
+    assert head["unit_rate"] == pytest.approx(0.6)  # 3 of 5: half rounds up
+    assert most["unit_rate"] == pytest.approx(0.8)  # min_keep: one of five stays
+    assert head["bytes"] < dense["bytes"] * 0.9
+    assert iterative["recovery_seconds"] > 0
+    assert weight["recovery_seconds"] == 0
+
+
+def test_fidelity_is_relative_to_the_dense_model(suite):
+    quality = {r["run_id"]: {q["metric"]: q for q in r["quality"]} for r in suite[1]}
+    floor, weight, head, most = list(quality.values())[:4]
+    assert set(floor) == {"psnr_other_noise"}
+    assert (
+        0 < weight["prediction_error"]["value"] < head["prediction_error"]["value"] < most["prediction_error"]["value"]
+    )
+    assert weight["psnr"]["n"] == 4
+    low, high = weight["psnr"]["ci95"]
+    assert low <= weight["psnr"]["value"] <= high
+
+
+def test_the_table_recomputes_ratios(suite):
+    table = {(row[0], row[1]): row for row in results.rows(suite[1])}
+    weight = dict(zip(results.COLUMNS, table["unstructured (weight)", "50%"], strict=True))
+    assert weight["parameters removed"] == "0.0%"
+    assert weight["file"] == "1.00x"
+    assert weight["MACs left"] == "1.00x"
+    assert float(weight["nominal"][:-1]) > 1.7
+    assert table["broken (expert)", "50%"][2].startswith("unknown granularity")
+
+
+def test_phantom():
+    assert results.is_phantom(nominal=2.0, realised=1.02)
+    assert not results.is_phantom(nominal=2.0, realised=1.6)
+    assert not results.is_phantom(nominal=1.0, realised=0.98)
+
+
+def test_runs_are_never_overwritten(suite, tmp_path):
+    run = {k: v for k, v in suite[1][0].items() if k != "path"}
+    results.write(run, tmp_path)
+    with pytest.raises(FileExistsError, match="never overwritten"):
+        results.write(run, tmp_path)
+    with pytest.raises(jsonschema.ValidationError):
+        results.write(run | {"run_id": "20260101T000000Z-abcdef", "status": "great"}, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_macs_of_one_linear_layer_and_its_zeros():
+    layer = torch.nn.Linear(8, 6, bias=False)
+    with torch.no_grad():
+        layer.weight[:3] = 0
+    counted = measure.count(layer, {"input": torch.ones(5, 8)})
+    assert counted == {"parameters": 48, "nonzero": 24, "macs": 240, "macs_nonzero": 120}
+
+
+def test_identical_models_have_no_error_and_psnr_100():
+    x = torch.rand(3, 3, 4, 4)
+    assert measure.psnr(x, x)["value"] == pytest.approx(100)
+    assert measure.psnr(x, x + 0.1)["value"] == pytest.approx(20, abs=1e-3)
+
+
+def test_intervals_shrink_with_pictures():
+    g = np.random.default_rng(1)
+    few, many = (measure.interval(g.normal(10, 2, n)) for n in (10, 1000))
+    width = lambda i: i["ci95"][1] - i["ci95"][0]  # noqa: E731
+    assert width(many) < width(few) / 4
+    assert many["ci95"][0] < 10 < many["ci95"][1]
+
+
+def test_a_slower_model_is_measured_slower():
+    dense, pruned = tiny_mmdit(num_layers=8), tiny_mmdit(num_layers=1)
+    inputs = {
+        "hidden_states": torch.randn(8, 3, 8, 8),
+        "encoder_hidden_states": torch.randn(8, 5, 16),
+        "pooled_projections": torch.randn(8, 16),
+        "timestep": torch.full((8,), 500.0),
+        "return_dict": False,
+    }
+    times = measure.latency(dense, pruned, inputs, warmup=1, repeats=7, threads=1)
+    assert times["speedup"] > 2
+    assert times["speedup_ci95"][0] <= times["speedup"] <= times["speedup_ci95"][1]
+    assert times["dense"]["p10"] <= times["dense"]["median"] <= times["dense"]["p90"]
+
+
+def test_published_protocol_lists_the_five_entries():
+    protocol = yaml.safe_load((PROTOCOLS / "embedded.yaml").read_text())
+    jobs = list_jobs(protocol, None)
+    assert [e["entry"] for e in protocol["entries"]] == [
+        "unstructured",
+        "semi-structured",
+        "structured",
+        "head",
+        "iterative",
+    ]
+    assert len(jobs) == 13
+    assert list_jobs(protocol, ["head"]) == [job for job in jobs if job[0] == "head"]
+
+
+PRUNE = ["-m", "reference", "prune"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "reference.bench", "--method", "luck"], "no entry 'luck'; there are unstructured"),
+        (["-m", "reference.bench", "--protocol", "missing.yaml"], "missing.yaml"),
+        ([*PRUNE, "openmoji-mmdit", "--granularity", "weight", "--amount", "1.0", "--out", "x"], "not 1.0"),
+        ([*PRUNE, "openmoji-mmdit", "--granularity", "expert", "--amount", "0.5", "--out", "x"], "unknown granularity"),
+        ([*PRUNE, "no/such/folder", "--granularity", "head", "--amount", "0.5", "--out", "x"], "no/such/folder"),
+    ],
+)
+def test_bad_input_ends_in_one_clear_line(arguments, message):
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_prune_and_compare_from_the_command_line(tmp_path):
+    from reference.__main__ import main as command
+
+    out, picture = str(tmp_path / "pruned"), tmp_path / "compare.png"
+    rate = ["--granularity", "neuron", "--component-amount", "feed_forward=0.25"]
+    assert command(["prune", "openmoji-mmdit", *rate, "--out", out]) == 0
+    assert command(["compare", "openmoji-mmdit", out, "--steps", "2", "--out", str(picture)]) == 0
+    assert picture.stat().st_size > 1000
