@@ -32,6 +32,7 @@ render: $(READY)  ## write README's lists and tables and the site's generated pa
 	$(BIN)/python -m scripts.render
 
 site: render  ## build the site into _site/
+	$(BIN)/python -m scripts.export site/generated/data
 	$(BIN)/mkdocs build --strict
 
 serve: render  ## build the site and open it on localhost

@@ -26,6 +26,7 @@ from scripts.catalog import Document, Problem, Trail
 # Addresses that name the entry itself. Code is not among them: two papers may share one repository.
 IDENTITY_URLS = ("url", "project_page", "homepage")
 VOCAB = "schemas/vocab.yaml"
+OPEN = "FILL IN"  # how a text begins that `python -m scripts.add` left to a person
 PRIVATE_SUFFIXES = ("localhost", "local", "internal", "lan", "home", "corp", "test", "invalid", "example", "onion")
 
 
@@ -205,6 +206,15 @@ def entry_problems(entry: dict, today: date) -> Iterator[tuple[Trail, str, str]]
             yield ("claims", i, "pruned"), "the claim has no number", "give dense, pruned or both, or remove it"
 
 
+def open_places(value: object, trail: Trail = ()) -> Iterator[tuple[Trail, str, str]]:
+    """Every place of an entry, or of a list of them, that still has to be filled in."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from open_places(item, (*trail, key))
+    elif isinstance(value, str) and value.startswith(OPEN):
+        yield trail, "it is not filled in", value.removeprefix(OPEN).lstrip(": ") or "write the value"
+
+
 def keys_of(entry: dict) -> Iterator[tuple[str, str, str]]:
     """What must be unique within a file: (kind, field, folded value)."""
     yield "id", "id", entry["id"]
@@ -266,8 +276,10 @@ def check(root: Path = catalog.ROOT, today: date | None = None) -> tuple[list[Pr
         problems += document.problems
         unread = data is None and document.problems
         errors = [] if unread else list(schema_validator(root, name, vocab.data).iter_errors(data))
-        problems += [located(file, document, *shape_message(error)) for error in errors]
-        broken = {error.absolute_path[0] for error in errors if error.absolute_path}
+        left = list(open_places(data))
+        shape = [shape_message(e) for e in errors if not (isinstance(e.instance, str) and e.instance.startswith(OPEN))]
+        problems += [located(file, document, *problem) for problem in (*shape, *left)]
+        broken = {trail[0] for trail in (*(e.absolute_path for e in errors), *(trail for trail, *_ in left)) if trail}
         listed = dict(enumerate(data)) if isinstance(data, list) else {}
         entries[name] = {i: entry for i, entry in listed.items() if i not in broken}
         names = {i: entry.get("id") for i, entry in listed.items() if isinstance(entry, dict)}

@@ -1,0 +1,98 @@
+"""Try every cut on every denoiser class of diffusers and write down what holds: `python -m tests.coverage`.
+
+Writes reference/anatomy/coverage.json, which the engine obeys and the site publishes. Status of a class and
+granularity, over its variants in `tests/zoo`:
+    exact        cut equals mask, at three rates and after three rounds in a row, to 1e-5
+    approximate  the units can be cut, but norms see what is gone; the reason names them
+    refused      the units exist and cannot be cut; why
+    none         the class has no such units
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import diffusers
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from reference import anatomy
+from reference.anatomy.groups import Group, cut_units, mask_units
+from tests.zoo import ZOO, make, output
+
+FILE = Path(anatomy.__file__).parent / "coverage.json"
+LAW = 1e-5
+RATES = (0.25, 0.5, 0.75)
+
+
+def verdict(name: str, granularity: str) -> dict[str, str]:
+    """Status and reason of one case of the zoo."""
+    reason = anatomy.REFUSED.get((name.partition(":")[0], granularity))
+    if reason:
+        return {"status": "refused", "reason": reason}
+    model, _ = make(name)
+    found = anatomy.all_groups(model, granularity)
+    groups = [g for g in found if not g.refused and g.count > 1]
+    if not groups:
+        refused = next((g.refused for g in found if g.refused), "")
+        return {"status": "refused" if refused else "none", "reason": refused or f"it has no {granularity}s"}
+    deviations = [deviation(name, granularity, [rate]) for rate in RATES] + [deviation(name, granularity, RATES)]
+    approximate = next((g.approximate for g in groups if g.approximate), "")
+    if max(deviations) <= LAW:
+        return {"status": "exact", "reason": ""}
+    if approximate:
+        return {"status": "approximate", "reason": approximate}
+    raise AssertionError(f"{name} {granularity}: cut and mask differ by {max(deviations):.1e}; add a rule or a refusal")
+
+
+def deviation(name: str, granularity: str, rates: tuple[float, ...] | list[float]) -> float:
+    """Largest relative difference between masking and cutting, cut in as many rounds as there are rates."""
+    (masked, inputs), (cut, _) = make(name), make(name)
+    alive: dict[str, torch.Tensor] = {}
+    for round_, rate in enumerate(rates):
+        dense = {g.name: g for g in groups_of(masked, granularity)}
+        now = {g.name: g for g in groups_of(cut, granularity)}
+        alive = alive or {n: torch.arange(g.count) for n, g in dense.items()}
+        from_mask, from_cut = {}, {}
+        for i, (n, g) in enumerate(dense.items()):
+            generator = torch.Generator().manual_seed(1000 * round_ + i)
+            target = min(g.count - 1, int(rate * g.count + 0.5))  # of the original units
+            more = max(0, target - (g.count - len(alive[n])))
+            order = torch.randperm(len(alive[n]), generator=generator)
+            chosen, stays = order[:more].sort().values, order[more:].sort().values
+            from_mask[g], from_cut[now[n]] = alive[n][chosen], chosen
+            alive[n] = alive[n][stays]
+        mask_units(masked, from_mask)
+        cut_units(cut, from_cut)
+    expected, actual = output(masked, inputs), output(cut, inputs)
+    return (expected - actual).abs().max().item() / max(1.0, expected.abs().max().item())
+
+
+def groups_of(model: nn.Module, granularity: str) -> list[Group]:
+    """Those that can be cut."""
+    return [g for g in anatomy.all_groups(model, granularity) if not g.refused]
+
+
+def over_variants(verdicts: list[dict[str, str]]) -> dict[str, str]:
+    """Over variants: what can be cut counts, as the engine refuses group by group; approximate comes before exact."""
+    order = ("approximate", "exact", "refused", "none")
+    return min(verdicts, key=lambda v: order.index(v["status"]))
+
+
+def main(names: list[str]) -> int:
+    """Update the rows of the given classes, or all."""
+    warnings.filterwarnings("ignore")
+    diffusers.utils.logging.set_verbosity_error()
+    table = json.loads(FILE.read_text()) if names else {}
+    classes = names or sorted({case.partition(":")[0] for case in ZOO})
+    for kind in tqdm(classes, unit="class"):
+        cases = [case for case in ZOO if case.partition(":")[0] == kind]
+        table[kind] = {g: over_variants([verdict(case, g) for case in cases]) for g in anatomy.RULES}
+    FILE.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
