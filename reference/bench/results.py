@@ -85,7 +85,9 @@ def rows(runs: Sequence[dict]) -> list[list[str]]:
                 f"{nominal:.2f}x",
                 *(_speed(speed[pictures], nominal, subject["is_baseline"]) for pictures in (1, 16)),
                 _value(quality.get("prediction_error"), 3),
-                _value(quality.get("psnr"), 1),
+                _value(quality.get("psnr"), 1)
+                if "psnr" in quality
+                else _value(quality["psnr_other_noise"], 1) + " other noise",
                 f"{now['recovery_seconds']:.0f} s" if now["recovery_seconds"] else "none",
             ]
         )
@@ -95,7 +97,8 @@ def rows(runs: Sequence[dict]) -> list[list[str]]:
 def label(run: dict) -> str:
     """Entry and what it removes."""
     granularity = run["config"].get("granularity")
-    return run["subject"]["entry"] + (f" ({granularity})" if granularity else "")
+    entry = run["subject"]["entry"]
+    return f"{entry} ({granularity})" if granularity not in (None, entry) else entry
 
 
 def is_phantom(nominal: float, realised: float) -> bool:
