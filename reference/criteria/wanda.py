@@ -1,0 +1,44 @@
+"""Wanda: a weight matters as much as what it multiplies (Sun et al. 2024, arXiv 2306.11695, section 3, equation 1).
+
+    S_oi = |W_oi| * ||X_i||_2          compared within one output row, or within M consecutive inputs of a row (N:M)
+
+Nothing is updated, so this is the cheap baseline of `obs.py`: the exact error of removing one weight alone if the
+inputs are uncorrelated. Memory O(i) a layer: only running sums of squares are kept.
+
+Deviations: the norm is the root of the mean square over rows, not of the sum; a constant factor of a layer changes no
+mask. k = floor(amount * i + 0.5) a row as everywhere here, where the authors truncate. Convolutions, which the authors
+do not treat, are linear layers on patches; a grouped one has its own inputs in each group.
+
+Shapes: g groups (1 unless a grouped convolution), n rows, o outputs and i inputs of one group (`layer_inputs.py`).
+"""
+
+from torch import Tensor
+
+from reference.criteria.layer_inputs import by_group
+from reference.select import lowest_per_row
+
+
+def squares(X_gni: Tensor) -> Tensor:
+    """Sum over rows of X^2, (g, i) fp32: add it up over batches, and X_gni.shape[1] with it."""
+    return X_gni.float().square().sum(1)
+
+
+def weight_scores(W: Tensor, squares_gi: Tensor, n: int) -> Tensor:
+    """|W| * root mean square of its input, fp32, in the shape of W (outputs, ...). `n`: rows that were summed."""
+    if n < 1:
+        raise ValueError("Wanda needs inputs, and none were seen: was the layer reached during calibration?")
+    rms_gi = (squares_gi / n).sqrt().to(W.device)
+    return (by_group(W.detach().float().abs(), len(rms_gi)) * rms_gi[:, None]).reshape(W.shape)
+
+
+def removed_weights(S: Tensor, k: int) -> Tensor:
+    """True at exactly the k lowest of each output row; scores and result (outputs, ...)."""
+    return lowest_per_row(S.flatten(1), k).reshape(S.shape)
+
+
+def removed_n_m(S: Tensor, n: int, m: int) -> Tensor:
+    """True at the m - n lowest of each m consecutive input channels, by kernel position; (outputs, inputs, ...)."""
+    if S.shape[1] % m:
+        raise ValueError(f"{S.shape[1]} inputs do not divide into groups of {m}")
+    channels_last = S.movedim(1, -1)
+    return lowest_per_row(channels_last.reshape(-1, m), m - n).reshape(channels_last.shape).movedim(-1, 1)
