@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup bench test site serve render check train lint clean
+.PHONY: help setup bench test test-all site serve render check train lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -23,6 +23,10 @@ bench: $(READY)  ## prune the embedded model every way, measure, print the table
 test: $(READY)  ## lint, check the catalogue, run the tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-all: $(READY)  ## everything, every denoiser class included (under an hour)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m ''
 
 check: $(READY)  ## check the catalogue and that README is rendered from it
 	@$(BIN)/python -m scripts.validate

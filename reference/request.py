@@ -8,6 +8,11 @@ STRUCTURED = ("head", "neuron", "channel")
 GRANULARITIES = ("weight", "N:M", *STRUCTURED)
 # Which criterion serves which granularity, and in which scopes.
 SERVES = {
+    ("random", "weight"): ("row", "layer", "component", "global"),
+    ("random", "N:M"): ("layer",),
+    ("random", "neuron"): ("layer", "component", "global"),
+    ("random", "channel"): ("layer", "component", "global"),
+    ("random", "head"): ("layer", "component", "global"),
     ("magnitude", "weight"): ("row", "layer", "component", "global"),
     ("magnitude", "N:M"): ("layer",),
     ("magnitude", "neuron"): ("layer", "component", "global"),

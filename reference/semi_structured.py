@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from reference.criteria.magnitude import weight_scores
 from reference.request import Request, parse_n_m
 from reference.select import lowest_per_row
 from reference.targets import weight_targets
+from reference.unstructured import score_weights
 
 
 def remove_n_m(
@@ -30,7 +30,7 @@ def remove_n_m(
         elif W.shape[1] % m:
             skipped[layer.name] = f"{W.shape[1]} inputs do not divide into groups of {m}"
         else:
-            S_oi = weight_scores(W)
+            S_oi = score_weights(layer, request)
             if gone is not None:
                 S_oi = S_oi.masked_fill(gone[layer.name].to(S_oi.device), -1)
             removed[layer.name] = lowest_per_row(S_oi.reshape(-1, m), m - n).reshape(W.shape)

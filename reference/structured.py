@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from reference.anatomy import unit_groups
 from reference.anatomy.groups import Group
 from reference.criteria.magnitude import unit_scores
+from reference.criteria.random import random_scores
 from reference.rates import pools
 from reference.request import Request
 from reference.select import count_to_remove, lowest, rounded_keep
@@ -32,7 +33,7 @@ def remove_units(
     for rate, members in pools(root, groups, request):
         scores = []
         for group in members:
-            S_u = score_units(root, group)
+            S_u = score_units(root, group, request)
             dead = torch.zeros_like(S_u, dtype=torch.bool) if gone is None else gone[group.name]
             if request.scope != "layer":
                 # Layers differ in fan-in: without this the narrow ones would lose everything.
@@ -45,11 +46,13 @@ def remove_units(
     return {group.name: removed[group.name] for group in groups}, skipped
 
 
-def score_units(root: nn.Module, group: Group) -> Tensor:
-    """L2 magnitude of every unit of the group, (units,) fp32 on the CPU."""
+def score_units(root: nn.Module, group: Group, request: Request) -> Tensor:
+    """Scores >= 0 of every unit of the group by the requested criterion, (units,) fp32 on the CPU."""
+    if request.criterion == "random":
+        return random_scores((group.count,), group.name, request.seed)
     slices = []
     with torch.no_grad():
-        for s in group.slices:
+        for s in (s for s in group.slices if s.masked):
             span = root.get_parameter(s.parameter).narrow(s.dim, s.start, s.width * group.count)
             slices.append((span, s.dim))
         return unit_scores(slices, group.count).cpu()

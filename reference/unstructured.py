@@ -13,7 +13,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from reference.anatomy import WeightLayer
 from reference.criteria.magnitude import weight_scores
+from reference.criteria.random import random_scores
 from reference.rates import pools
 from reference.request import Request
 from reference.select import count_to_remove, lowest, lowest_per_row
@@ -32,7 +34,7 @@ def remove_weights(
     for rate, members in pools(root, layers, request):
         scores = []
         for layer in members:
-            S = weight_scores(layer.module.weight)
+            S = score_weights(layer, request)
             if gone is not None:
                 S = S.masked_fill(gone[layer.name].to(S.device), -1)  # below every magnitude
             scores.append(S)
@@ -44,6 +46,14 @@ def remove_weights(
         for layer, mask in zip(members, masks, strict=True):
             removed[layer.name] = mask.reshape(layer.module.weight.shape)
     return {layer.name: removed[layer.name] for layer in layers}, skipped
+
+
+def score_weights(layer: WeightLayer, request: Request) -> Tensor:
+    """Scores >= 0 of a layer's weights by the requested criterion, in the weight's shape."""
+    W = layer.module.weight
+    if request.criterion == "random":
+        return random_scores(W.shape, layer.name, request.seed)
+    return weight_scores(W)
 
 
 @torch.no_grad()

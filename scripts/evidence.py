@@ -1,6 +1,7 @@
 """What the published runs in results/ say: the table and pictures of README and site, each number from a run file."""
 
 import io
+import json
 from pathlib import Path
 
 import altair as alt
@@ -12,6 +13,7 @@ from reference.bench import results
 from reference.bench.device import ROOT
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
+COVERAGE = ROOT / "reference" / "anatomy" / "coverage.json"
 PICTURES = Path("site") / "pictures"
 CREDIT = (
     "Drawings: [OpenMoji](https://openmoji.org), CC BY-SA 4.0; the pictures are drawn by a model trained on them and "
@@ -20,6 +22,11 @@ CREDIT = (
 # Okabe and Ito's palette: told apart by colour-blind readers; one colour a granularity, the same everywhere.
 COLOURS = {"weight": "#0072B2", "2:4": "#56B4E9", "neuron": "#D55E00", "head": "#009E73"}
 SHOWN_PROMPTS = 10
+LEFT_COLUMNS = ("entry", "asked", "units removed", "parameters removed", "file", "MACs left", "nominal")
+GAINS = ("nominal", "realised, 1 picture", "realised, 16 pictures")
+COSTS = ("prediction error", "PSNR, dB", "recovery")
+GAIN_COLUMNS = ("entry", "asked", *GAINS, *COSTS)
+README_COLUMNS = (*LEFT_COLUMNS[:5], *GAINS[::2], *COSTS[1:])
 
 
 def published() -> list[dict]:
@@ -39,7 +46,7 @@ def readme_block() -> str:
     return "\n\n".join(
         [
             f"{machine(runs[0])} {len(runs)} runs.",
-            table(runs),
+            table(runs, README_COLUMNS),
             reading(runs),
             "![Dense and pruned pictures from the same noise and prompt](site/pictures/embedded-grid.png)",
             "![Fidelity against realised speed-up](site/pictures/embedded-chart.svg)",
@@ -67,11 +74,13 @@ def site_page(repo_url: str = "") -> str:
     versions = ", ".join(f"{n} {first['environment'][n]}" for n in ("python", "torch", "diffusers", "transformers"))
     return "\n\n".join(
         [
+            "---\nhide: [toc]\n---",
             "# Results",
             "<!-- Generated from results/ by `python -m scripts.render`; edits here are overwritten. -->",
             f"{machine(first)} Protocol `{first['protocol']['id']}`; {versions}. Repeat it with `make bench` "
             f"(`{command}`). Read [method and limits](../method.md) first.",
-            "## Table\n\n" + table(runs),
+            "## What is left\n\n" + table(runs, LEFT_COLUMNS),
+            "## What it buys and what it costs\n\n" + table(runs, GAIN_COLUMNS),
             "## What it says\n\n" + reading(runs),
             "## Pictures\n\nThe same noise and the same prompt in every column.\n\n"
             "![Dense and pruned pictures from the same noise and prompt](../pictures/embedded-grid.png)\n\n" + CREDIT,
@@ -82,6 +91,31 @@ def site_page(repo_url: str = "") -> str:
             "",
         ]
     )
+
+
+def coverage_page() -> str:
+    """Markdown of site/generated/coverage.md: what was shown to be cut exactly, for every denoiser class."""
+    table = json.loads(COVERAGE.read_text())
+    granularities = list(next(iter(table.values())))
+    counts = {g: sum(row[g]["status"] == "exact" for row in table.values()) for g in granularities}
+    lines = [
+        "---\nhide: [toc]\n---\n",
+        "# What can be cut\n",
+        "<!-- Generated from reference/anatomy/coverage.json by `python -m scripts.render` -->\n",
+        f"All {len(table)} denoiser classes of diffusers 0.42, each tried on tiny models, all parameters drawn anew. "
+        "*Exact* means that cutting equals masking to 1e-5, at three rates and after three rounds in a row: "
+        + ", ".join(f"{g} in {n} classes" for g, n in counts.items())
+        + ". Single weights and N:M patterns need no rule and work on all of them. The engine obeys this table: what "
+        "is refused here raises `NotPrunable` with the same reason. A dash: no rule finds such units, because there "
+        "are none or because their layout has no rule yet.\n",
+        "| class | " + " | ".join(granularities) + " |",
+        "|---|" + "---|" * len(granularities),
+    ]
+    for name, row in table.items():
+        shown = {"exact": "exact", "none": "-"}
+        cells = [shown.get(v["status"], f"{v['status']}: {v['reason']}") for v in row.values()]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def machine(run: dict) -> str:
@@ -96,9 +130,10 @@ def machine(run: dict) -> str:
     )
 
 
-def table(runs: list[dict]) -> str:
-    """The results table in Markdown, with aligned pipes."""
-    rows = [list(results.COLUMNS), *results.rows(runs)]
+def table(runs: list[dict], columns: tuple[str, ...]) -> str:
+    """Some columns of the results table in Markdown, with aligned pipes."""
+    wanted = [results.COLUMNS.index(column) for column in columns]
+    rows = [[row[c] for c in wanted] for row in (results.COLUMNS, *results.rows(runs))]
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

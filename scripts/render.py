@@ -421,6 +421,7 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
         "articles": site_articles(articles, vocab, links, address, known),
         "glossary": site_glossary(vocab),
         "results": evidence.site_page(address),
+        "coverage": evidence.coverage_page(),
     }
     write(readme_path, readme)
     for name, text in pages.items():

@@ -183,7 +183,7 @@ def test_models_that_cannot_be_pruned_say_why(mmdit):
     with pytest.raises(reference.NotPrunable, match=r"Unheard is not among the .* classes whose cuts are tested"):
         reference.plan(unheard, "head", 0.5)
     assert reference.prune(unheard, "weight", 0.5).unit_rate == pytest.approx(0.5, abs=1e-3)  # weights need no rule
-    with pytest.raises(reference.NotPrunable, match="it has no channels"):
+    with pytest.raises(reference.NotPrunable, match="no rule finds channels in it"):
         reference.plan(mmdit, "channel", 0.5)
     mmdit.transformer_blocks[0].attn.to_q.weight = torch.nn.Parameter(
         torch.zeros(24, 12, dtype=torch.uint8), requires_grad=False
@@ -213,3 +213,13 @@ def test_report_is_json_and_tells_both_rates(mmdit):
     assert 0.05 < facts["model_rate"] < 0.3  # half the neurons are far less than half the model
     assert facts["parameters_after"] == sum(p.numel() for p in mmdit.parameters())
     assert "50.0% of 480 units" in str(report)
+
+
+@pytest.mark.parametrize("granularity", ["weight", "2:4", "head", "neuron"])
+def test_random_depends_on_the_seed_alone(mmdit, granularity):
+    amount = None if granularity == "2:4" else 0.5
+    first, again, other = (reference.plan(mmdit, granularity, amount, "random", seed=seed) for seed in (0, 0, 1))
+    assert all(torch.equal(first.removed(n), again.removed(n)) for n in first.keep)
+    assert any(not torch.equal(first.removed(n), other.removed(n)) for n in first.keep)
+    magnitude = reference.plan(mmdit, granularity, amount)
+    assert [int(first.removed(n).sum()) for n in first.keep] == [int(magnitude.removed(n).sum()) for n in first.keep]

@@ -32,6 +32,7 @@ REFUSED = {
     ("LTXVideoTransformer3DModel", "head"): "the rotary table spans all heads of a layer, each at its own frequencies",
     ("LTX2VideoTransformer3DModel", "head"): "the rotary table spans all heads of a layer, each at its own frequencies",
     ("SanaWMLTX2RefinerTransformer3DModel", "head"): "the rotary table spans all heads of a layer",
+    ("RFD4ProteinaTransformer", "head"): "forward reshapes the attention's output to the width of the tokens",
 }
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -70,7 +71,7 @@ def unit_groups(root: nn.Module, granularity: str) -> tuple[list[Group], dict[st
     groups = [group for group in found if not group.refused]
     refused = {group.name: group.refused for group in found if group.refused}
     if not groups:
-        reason = next(iter(refused.values()), f"it has no {granularity}s")
+        reason = next(iter(refused.values()), f"no rule finds {granularity}s in it")
         raise NotPrunable(f"{type(root).__name__}: {reason}")
     return groups, refused
 

@@ -29,6 +29,8 @@ PROJECTIONS = (
 Q_LIKE = ("add_q_proj", "to_q_t", "q_img", "to_gate", "to_g")
 KV_LIKE = ("add_k_proj", "add_v_proj", "to_k_t", "to_v_t", "k_img", "v_img")
 OUT_LIKE = ("to_add_out", "to_out_t")
+# One number a head, multiplied with its keys.
+PER_HEAD = ("history_key_scale",)
 HEAD_COUNTS = ("heads", "num_heads", "num_attention_heads", "sliceable_head_dim", "n_heads")
 KV_COUNTS = ("kv_heads", "num_kv_heads", "num_key_value_heads")
 WIDTHS = ("inner_dim",)
@@ -95,6 +97,10 @@ def head_group(name: str, module: nn.Module, count: int) -> Group:
         if _has(module, producer) and kv_count > 1:  # the one head of multi-query attention serves whoever is left
             slices += linear_rows(f"{name}.{producer}", getattr(module, producer), width)
     slices += _of_processor(name, module, width)
+    parameters = dict(module.named_parameters())
+    for p in PER_HEAD:
+        if p in parameters and len(parameters[p]) == count:
+            slices.append(Slice(f"{name}.{p}", 0, 0, shared, masked=False))
     for candidates, each in ((Q_NORMS, width * shared), (K_NORMS, width)):
         for norm in candidates:
             weight = getattr(getattr(module, norm, None), "weight", None)
@@ -123,6 +129,8 @@ def refusal(module: nn.Module) -> str:
         return "its projections are fused; call unfuse_qkv_projections() first"
     if type(getattr(module, "processor", None)).__name__.startswith("AttnAddedKVProcessor"):
         return "its processor reshapes the output to the width of the residual, so the number of heads is fixed"
+    if type(getattr(module, "processor", None)).__name__.startswith("EasyAnimate") and not _has(module, "to_add_out"):
+        return "the text stream takes this attention's output without a projection"
     if type(module).__name__ == "SelfAttention1d":
         return "forward views the output at the full width, so the number of heads is fixed"
     return ""

@@ -24,6 +24,8 @@ LAYOUTS = (
     (("linear_in",), "linear_out"),
     (("proj", "gate_layer"), "out"),
     (("ff_in",), "ff_out"),
+    (("ffn.0",), "ffn.2"),
+    (("ff.0",), "ff.3"),
 )
 
 
