@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -68,10 +69,15 @@ def load_pruned(
 
 def _save_model(model: ModelMixin, folder: Path) -> None:
     twin = _twin(type(model), dict(model.config))
-    shapes = {n: list(p.shape) for n, p in model.named_parameters() if p.shape != twin.get_parameter(n).shape}
+    dense = {n: p.shape for n, p in twin.named_parameters()}
+    foreign = [n for n, _ in model.named_parameters() if n not in dense]
+    if foreign:
+        raise ValueError(f"{type(model).__name__} cannot be rebuilt from its config, which knows no {foreign[0]}")
+    shapes = {n: list(p.shape) for n, p in model.named_parameters() if p.shape != dense[n]}
     manifest = {
         "format": FORMAT,
         "class": type(model).__name__,
+        "module": type(model).__module__,
         "shapes": shapes,
         "attributes": _changed_sizes(model, twin),
         "history": getattr(model, "_pruning_history", []),
@@ -92,11 +98,10 @@ def _load_model(folder: Path, dtype: torch.dtype | None, device: str | torch.dev
     manifest = _read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{folder / MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}")
-    kind = getattr(diffusers, str(manifest.get("class")), None)
-    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
-        raise ValueError(
-            f"{folder / MANIFEST} names the class {manifest.get('class')!r}, which diffusers does not have"
-        )
+    name = manifest.get("class")
+    kind = _model_class(str(manifest.get("module")), str(name))
+    if kind is None:
+        raise ValueError(f"{folder / MANIFEST} names the class {name!r}, which diffusers does not have")
     config = _read_json(folder / "config.json")
     config.pop("pruning", None)
     model = _twin(kind, config)
@@ -117,6 +122,16 @@ def _load_model(folder: Path, dtype: torch.dtype | None, device: str | torch.dev
     return model.to(device).eval()
 
 
+def _model_class(module: str, name: str) -> type[ModelMixin] | None:
+    """A model class of diffusers, exported or not; nothing outside diffusers is ever imported for a manifest."""
+    try:
+        home = import_module(module) if module.startswith("diffusers.") else diffusers
+    except ImportError:
+        home = diffusers  # the class has moved since
+    kind = getattr(home, name, None) or getattr(diffusers, name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, ModelMixin) else None
+
+
 def _read_tensors(file: Path, expected: dict[str, tuple[int, ...]], device: str | torch.device) -> dict[str, Tensor]:
     """All tensors of a file, their names and shapes checked before any is read."""
     try:
@@ -128,7 +143,8 @@ def _read_tensors(file: Path, expected: dict[str, tuple[int, ...]], device: str 
                     raise ValueError(f"{file}: tensor {name} is not part of the model; the folder mixes two models")
                 if shape != expected[name]:
                     raise ValueError(f"{file}: {name} has shape {shape}, the manifest says {expected[name]}")
-            return {name: stored.get_tensor(name) for name in names}
+            # A clone lies at an aligned address, so that kernels take the path they took before saving.
+            return {name: stored.get_tensor(name).clone() for name in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is missing or cut short ({error}); copy or download it again") from error
 

@@ -58,15 +58,22 @@ def plan(
 ) -> Plan:
     """Decide which units go; the model stays as it is, bit for bit.
 
-    granularity  weight, a pattern N:M, head, neuron or channel (whole norm groups inside residual blocks)
-    amount       fraction in [0, 1), or {component or fnmatch pattern: fraction}; left out for N:M
-    scope        among which units the lowest are taken: row (weights only), layer, component, global
-    exact_only   refuse units whose cut only approximates masking them
-    only, skip   fnmatch patterns on layer names; `only` also reaches layers outside the repeated blocks
-    round_to     tile that kept widths are rounded to; "auto": 64 from a width of 1024 on
-    min_keep     units that every group keeps
+    Args:
+        model: a diffusers denoiser, or a pipeline, whose denoisers are planned together.
+        granularity: `weight`, a pattern `N:M`, `head`, `neuron`, or `channel` (whole norm groups in residual blocks).
+        amount: fraction in [0, 1), or {component or fnmatch pattern: fraction}; left out for `N:M`.
+        criterion: `magnitude` or `random`.
+        scope: among which units the lowest are taken: `row` (weights only), `layer`, `component`, `global`.
+        only: fnmatch patterns of layer names to prune; reaches layers outside the repeated blocks as well.
+        skip: fnmatch patterns of layer names to leave whole.
+        round_to: tile that kept widths are rounded to; `"auto"` is 64 from a width of 1024 on, else 1.
+        min_keep: units that every group keeps.
+        exact_only: refuse units whose cut only approximates masking them.
+        seed: of the random criterion.
 
-    Raises ValueError for arguments that make no sense and NotPrunable for models that have no such units.
+    Raises:
+        ValueError: for arguments that make no sense.
+        NotPrunable: for models that have no such units, or none that can be cut.
     """
     request = Request(granularity, amount, criterion, scope, only, skip, round_to, min_keep, exact_only, seed)
     return _plan(as_root(model), request)

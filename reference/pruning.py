@@ -40,8 +40,11 @@ def create_pruned_pipeline(
 ) -> DiffusionPipeline:
     """Load a pipeline, prune its denoisers, hand it back ready to draw.
 
-    model_path  "openmoji-mmdit" for the trained model that ships with this package, a diffusers folder, or a hub id
-    method      magnitude, structured, iterative, head or 2:4 (which removes half, whatever `pruning_amount` says)
+    Args:
+        model_path: `openmoji-mmdit`, the trained model that ships with this package, a diffusers folder, or a hub id.
+        pruning_amount: fraction of the units to remove.
+        method: `magnitude`, `structured`, `iterative`, `head` or `2:4` (which removes half, whatever the amount).
+        dtype: of the loaded weights.
     """
     keywords = method_keywords(method, pruning_amount)
     pipeline = load_pipeline(model_path, dtype)

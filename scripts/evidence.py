@@ -50,7 +50,7 @@ def readme_block() -> str:
             reading(runs),
             "![Dense and pruned pictures from the same noise and prompt](site/pictures/embedded-grid.png)",
             "![Fidelity against realised speed-up](site/pictures/embedded-chart.svg)",
-            f"Repeat it: `make bench`. Every run is a file under [results/](results/). {CREDIT}",
+            f"Repeat it: `make bench`. Every run is a file under `results/`. {CREDIT}",
         ]
     )
 
@@ -136,7 +136,7 @@ def table(runs: list[dict], columns: tuple[str, ...]) -> str:
     rows = [[row[c] for c in wanted] for row in (results.COLUMNS, *results.rows(runs))]
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    return "\n".join([lines[0], "| " + " | ".join("-" * w for w in widths) + " |", *lines[1:]])
 
 
 def reading(runs: list[dict]) -> str:
@@ -146,7 +146,6 @@ def reading(runs: list[dict]) -> str:
     lines = [
         '**What holds of the founding claim** ("30 % pruning: 30 % smaller, 15-25 % faster; 50 %: 50 % smaller, '
         '30-40 % faster") for magnitude pruning of single weights:',
-        "",
     ]
     for run in runs:
         amount = run["config"].get("amount")
@@ -163,16 +162,15 @@ def reading(runs: list[dict]) -> str:
             for s in run["speed"]
         )
         lines.append(
-            f"- **{amount:.0%}**: claimed {smaller} smaller, measured {stored:.1%} smaller (after zip: "
+            f"At **{amount:.0%}**: claimed {smaller} smaller, measured {stored:.1%} smaller (after zip: "
             f"{deflated:.1%}); claimed {faster} faster, measured median (p10-p90) {times}."
         )
     lines += [
-        "",
         "The reason: a mask stores its zeros and multiplies by them. A dense file has the same shape, a dense kernel "
         "does the same work; only a format that leaves zeros out, or a kernel that skips them, could profit. What "
         "leaves the shapes (neurons, heads) makes file and time shrink at once.",
     ]
-    return "\n".join(lines)
+    return "\n\n".join(lines)
 
 
 def pictures() -> dict[Path, bytes]:

@@ -31,6 +31,8 @@ FAMILIES = (
     "UNet2DModel",
     "WanTransformer3DModel",
 )
+# Its dense model cannot be saved by diffusers either: it borrows modules of a transformer.
+NOT_REBUILT = ("ZImageControlNetModel",)
 EVERY_CLASS = [pytest.param(kind, marks=() if kind in FAMILIES else pytest.mark.slow) for kind in TABLE]
 
 
@@ -66,6 +68,10 @@ def test_cut_models_come_back_from_disk(kind, tmp_path):
             continue
         report = reference.prune(model, granularity, 0.5)
         assert report.parameters_after < report.parameters_before
+        if kind in NOT_REBUILT:
+            with pytest.raises(ValueError, match=f"{kind} cannot be rebuilt from its config"):
+                reference.save_pruned(model, tmp_path / granularity)
+            continue
         reference.save_pruned(model, tmp_path / granularity)
         with torch.no_grad():
             expected, actual = output(model, inputs), output(reference.load_pruned(tmp_path / granularity), inputs)

@@ -115,7 +115,10 @@ def head_group(name: str, module: nn.Module, count: int) -> Group:
             else:
                 reasons.append(f"{norm} takes its mean across heads")
 
-    sizes = [(a, shared) for a in HEAD_COUNTS] + [(a, 1) for a in KV_COUNTS if kv_count > 1]
+    # Attention.sliceable_head_dim is another number than heads where the width was given by out_dim.
+    sizes = [(a, shared) for a in HEAD_COUNTS if getattr(module, a, None) == count] + [
+        (a, 1) for a in KV_COUNTS if kv_count > 1
+    ]
     if type(getattr(module, "processor", None)).__name__.startswith(("OmniGen", "Cosmos")):
         sizes.append(("out_dim", width * shared))  # these processors read the inner width under this name
     sizes += [(a, width * shared) for a in WIDTHS] + [(a, width) for a in KV_WIDTHS if kv_count > 1]

@@ -111,14 +111,14 @@ def _speed(speed: dict, nominal: float, is_baseline: bool) -> str:
         return f"1.00x ({speed['dense']['median']:.1f} ms)"
     low, high = speed["speedup_ci95"]
     mark = " phantom" if is_phantom(nominal, speed["speedup"]) else ""
-    return f"{speed['speedup']:.2f}x [{low:.2f}, {high:.2f}]{mark}"
+    return f"{speed['speedup']:.2f}x ({low:.2f}-{high:.2f}){mark}"
 
 
 def _value(quality: dict | None, digits: int) -> str:
     if quality is None:
         return "-"
     low, high = quality["ci95"]
-    return f"{quality['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{quality['value']:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
 def percent(amount: float | None) -> str:
