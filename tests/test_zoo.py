@@ -1,7 +1,6 @@
 """The zoo is complete, and sound ground to test on: finite, driven by its inputs, with every parameter at work."""
 
 import importlib
-import time
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -165,11 +164,10 @@ def test_case_is_finite_and_repeats(name):
     assert not model.training
     assert torch.isfinite(y).all()
     assert 0.05 < y.std() < 50
-    state, started = torch.random.get_rng_state(), time.process_time()
+    state = torch.random.get_rng_state()
     again, same_inputs = make(name)
     with torch.no_grad():
         assert torch.equal(output(again, same_inputs), y)
-    assert time.process_time() - started < 2  # seconds of a core, imports not counted, whatever else runs meanwhile
     with torch.no_grad():
         assert torch.equal(output(model, inputs), y)  # a cache or a mutated input would show
     assert torch.equal(torch.random.get_rng_state(), state)
