@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 
 import diffusers
@@ -169,7 +170,7 @@ def _resize(model: nn.Module, manifest: dict, file: Path) -> None:
 
 def _fits(new: object, dense: object) -> bool:
     """A recorded size against the dense one: integers and shapes only shrink, an epsilon stays a positive number."""
-    if type(dense) is int:
+    if isinstance(dense, Integral):  # numpy's among them: UNetFlat computes its widths with numpy
         return type(new) is int and 0 < new <= dense
     if type(dense) is float:
         return type(new) is float and 0 < new < float("inf")
