@@ -567,7 +567,8 @@ def test_render_is_idempotent_and_check_sees_a_hand_edit(root, capsys):
     assert "block 'papers'" in capsys.readouterr().err
     assert render.main([], root) == 0
     paths = [root / "README.md", *sorted((root / "site" / "generated").iterdir())]
-    assert [path.name for path in paths[1:]] == ["articles.md", "glossary.md", "papers.md", "results.md", "tools.md"]
+    pages = ["articles.md", "coverage.md", "glossary.md", "papers.md", "results.md", "tools.md"]
+    assert [path.name for path in paths[1:]] == pages
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in paths]
     assert render.main([], root) == 0
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in paths] == before
