@@ -129,3 +129,17 @@ def test_methods_by_name():
     assert set((weight != 0).reshape(-1, 4).sum(1).tolist()) == {2}
     with pytest.raises(ValueError, match="no embedded model 'openmoji'"):
         load_embedded("openmoji")
+
+
+def test_the_example_in_the_readme_runs(tmp_path, monkeypatch):
+    """As printed: load, prune heads, draw, plan and cut neurons, save, load."""
+    from reference.bench.device import ROOT
+
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(example, scope)
+    assert Image.open("heart.png").size == (32, 32)
+    blocks = scope["pipe"].transformer.transformer_blocks
+    assert blocks[0].attn.heads == 3  # 30 % of 5 is 1.5, and half rounds up
+    assert blocks[0].ff.net[2].in_features == 320
