@@ -116,10 +116,9 @@ def head_group(name: str, module: nn.Module, count: int) -> Group:
                 reasons.append(f"{norm} takes its mean across heads")
 
     # Attention.sliceable_head_dim is another number than heads where the width was given by out_dim.
-    sizes = [(a, shared) for a in HEAD_COUNTS if getattr(module, a, None) == count] + [
-        (a, 1) for a in KV_COUNTS if kv_count > 1
-    ]
-    if type(getattr(module, "processor", None)).__name__.startswith(("OmniGen", "Cosmos")):
+    sizes = [(a, shared) for a in HEAD_COUNTS if getattr(module, a, None) == count]
+    sizes += [(a, 1) for a in KV_COUNTS if kv_count > 1]
+    if _processor(module).startswith(("OmniGen", "Cosmos")):
         sizes.append(("out_dim", width * shared))  # these processors read the inner width under this name
     sizes += [(a, width * shared) for a in WIDTHS] + [(a, width) for a in KV_WIDTHS if kv_count > 1]
     attributes = tuple((name, a, each) for a, each in sizes if type(vars(module).get(a)) is int)
@@ -130,9 +129,9 @@ def refusal(module: nn.Module) -> str:
     """Why the heads of this attention cannot be removed although their layout is known, or ""."""
     if getattr(module, "fused_projections", False):
         return "its projections are fused; call unfuse_qkv_projections() first"
-    if type(getattr(module, "processor", None)).__name__.startswith("AttnAddedKVProcessor"):
+    if _processor(module).startswith("AttnAddedKVProcessor"):
         return "its processor reshapes the output to the width of the residual, so the number of heads is fixed"
-    if type(getattr(module, "processor", None)).__name__.startswith("EasyAnimate") and not _has(module, "to_add_out"):
+    if _processor(module).startswith("EasyAnimate") and not _has(module, "to_add_out"):
         return "the text stream takes this attention's output without a projection"
     if type(module).__name__ == "SelfAttention1d":
         return "forward views the output at the full width, so the number of heads is fixed"
@@ -152,6 +151,10 @@ def linear_rows(name: str, linear: nn.Linear, width: int, start: int = 0) -> Ite
     yield Slice(f"{name}.weight", 0, start, width)
     if linear.bias is not None:
         yield Slice(f"{name}.bias", 0, start, width)
+
+
+def _processor(module: nn.Module) -> str:
+    return type(getattr(module, "processor", None)).__name__
 
 
 def _has(module: nn.Module, name: str) -> bool:
