@@ -5,6 +5,7 @@ import torch
 
 import reference
 from tests.conftest import forward, tiny_mmdit
+from tests.zoo import make
 
 
 @pytest.mark.parametrize("granularity", ["weight", "head", "neuron"])
@@ -72,9 +73,24 @@ def test_every_group_of_m_keeps_exactly_n(pattern, n, m):
 
 
 def test_a_width_that_does_not_divide_is_skipped_with_the_reason(mmdit):
-    report = reference.prune(mmdit, "3:7")
-    assert report.skipped["transformer_blocks.0.attn.to_q"] == "24 inputs do not divide into groups of 7"
-    assert not report.layers
+    report = reference.prune(mmdit, "20:32")  # only the 96 hidden neurons divide
+    assert report.skipped["transformer_blocks.0.attn.to_q"] == "24 inputs do not divide into groups of 32"
+    assert {layer.name.rpartition(".ff")[2] for layer in report.layers} == {".net.2", "_context.net.2"}
+    with pytest.raises(reference.NotPrunable, match="no weights whose inputs divide into groups of 7"):
+        reference.prune(tiny_mmdit(), "3:7")
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "obs"])
+def test_convolutions_get_the_pattern_along_their_input_channels(criterion):
+    unet, inputs = make("UNet2DConditionModel")
+    calibration = [inputs] if criterion == "obs" else None
+    report = reference.prune(unet, "2:4", criterion=criterion, calibration=calibration)
+    convolutions = [layer.name for layer in report.layers if unet.get_submodule(layer.name).weight.ndim == 4]
+    assert len(convolutions) > 4
+    for name in convolutions:
+        W = unet.get_submodule(name).weight
+        zeros = (W == 0).unflatten(1, (-1, 4)).sum(2)
+        assert (zeros == 2).all(), name
 
 
 def test_what_stays_dense_by_default_is_listed(mmdit):
