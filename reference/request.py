@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-STRUCTURED = ("head", "neuron", "channel")
+STRUCTURED = ("head", "neuron", "channel", "block")
 GRANULARITIES = ("weight", "N:M", *STRUCTURED)
 # Which criterion serves which granularity, and in which scopes.
 SERVES = {
@@ -18,6 +18,8 @@ SERVES = {
     ("magnitude", "neuron"): ("layer", "component", "global"),
     ("magnitude", "channel"): ("layer", "component", "global"),
     ("magnitude", "head"): ("layer", "component", "global"),
+    ("random", "block"): ("layer", "component", "global"),
+    ("magnitude", "block"): ("layer", "component", "global"),
 }
 
 
