@@ -2,8 +2,9 @@
 
 A model whose shapes are those of its config (masked weights, or fewer blocks, which the config counts) becomes a plain
 diffusers folder. A model cut in width cannot: its config has no word for the width of a single block, and plain
-`from_pretrained` would re-initialise what does not fit. So its weights go to `pruned.safetensors`, which plain `from_pretrained` does not find, and `pruning.json` records every shape
-and size in which the model differs from the one its config describes.
+`from_pretrained` would re-initialise what does not fit. So its weights go to `pruned.safetensors`, which plain
+`from_pretrained` does not find, and `pruning.json` records every shape and size in which the model differs from the one
+its config describes.
 """
 
 import json

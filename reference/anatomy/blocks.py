@@ -152,8 +152,8 @@ def block_lists(denoiser: str, model: nn.Module) -> list[BlockList]:
 
 def _stages(row: Row, model: nn.Module) -> Iterator[Row]:
     """The row, or one for every list in its list of lists."""
-    parent, _, inner = row.path.partition(".{i}") if "{i}" in row.path else ("", "", "")
-    if not parent:
+    parent = row.path.partition(".{i}")[0]
+    if parent == row.path:
         yield row
     elif has(model, parent):
         for i, stage in enumerate(model.get_submodule(parent)):
@@ -221,9 +221,9 @@ def _stays(model: nn.Module, config: dict, row: Row, blocks: nn.ModuleList) -> I
 
 
 def _of_unet(model: nn.Module, config: dict) -> Iterator[BlockList]:
-    """The transformer blocks inside the attentions of a U-Net, SDXL's above all: each attention has a number of its own.
+    """The transformer blocks inside the attentions of a U-Net, SDXL's above all; each attention has its own number.
 
-    Where the config has no number for the middle, it repeats that of the last stage's first attention.
+    Where the config has no number for the middle, that of the last stage's first attention serves.
     """
     if entry(config, UNET.key) is None or not has(model, "down_blocks"):
         return
@@ -231,11 +231,12 @@ def _of_unet(model: nn.Module, config: dict) -> Iterator[BlockList]:
     middle = "mid_block.attentions.0.transformer_blocks"
     tied = has(model, last) and has(model, middle) and "transformer_layers_per_mid_block" not in config
     for path, module in model.named_modules():
-        if ".attentions." in path and path.endswith(".transformer_blocks") and len(module) > 1:
-            if not (tied and path == middle):
-                lists = (path, middle) if tied and path == last else (path,)
-                bundles = tuple((i,) for i in range(len(module)))
-                yield BlockList(path, len(module), "", UNET, tuple((name, False) for name in lists), bundles)
+        if not (".attentions." in path and path.endswith(".transformer_blocks")) or len(module) < 2:
+            continue
+        if not (tied and path == middle):
+            lists = (path, middle) if tied and path == last else (path,)
+            bundles = tuple((i,) for i in range(len(module)))
+            yield BlockList(path, len(module), "", UNET, tuple((name, False) for name in lists), bundles)
 
 
 def has(model: nn.Module, path: str) -> bool:

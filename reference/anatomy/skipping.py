@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from reference.anatomy.blocks import UNET, BlockList, entry, has
 
@@ -96,13 +97,18 @@ def check(group: BlockList, places: Sequence[int]) -> None:
             raise ValueError(f"{group.name}: blocks {', '.join(map(str, bundle))} go together or not at all")
 
 
-def mask_blocks(root: nn.Module, removed: Mapping[BlockList, Tensor]) -> None:
-    """Make the blocks at the given places pass on their inputs; doing it twice changes nothing."""
+def mask_blocks(root: nn.Module, removed: Mapping[BlockList, Tensor]) -> list[RemovableHandle]:
+    """Make the blocks at the given places pass on their inputs; doing it twice changes nothing.
+
+    Returns handles whose `remove` undoes it.
+    """
+    handles = []
     for group, places in removed.items():
         check(group, places.tolist())
         for module in members(root, group, places.tolist()):
             if pass_on not in module._forward_hooks.values():
-                module.register_forward_hook(pass_on, with_kwargs=True)
+                handles.append(module.register_forward_hook(pass_on, with_kwargs=True))
+    return handles
 
 
 def cut_blocks(root: nn.Module, removed: Mapping[BlockList, Tensor]) -> None:
