@@ -7,7 +7,7 @@ model that has both, if the count is true. What else depends on a block's place 
     mirrored  a list that loses the mirrored places: the other ends of skip connections, counted together with these
     entries   config lists with one entry a block: entries go with their blocks
     indices   config lists of block numbers: numbers go with their blocks, later ones shift
-    inputs    the same, of blocks that get an input of the caller's, which is found by place: these blocks stay
+    inputs    the same, of blocks that get an input of their own, which is found by place: these blocks stay
     first     config numbers that count the first blocks of the list;  last: the last blocks
     pattern   (config entry, list): blocks repeat with a period, the number or length at the entry, and only whole
               periods can go; with them the modules of the list, one a period
@@ -95,23 +95,27 @@ ROWS = (
 UNET = Row("", "transformer_layers_per_block")
 
 BY_PLACE = "every block has an output of its own, which a transformer adds by place"
-ALONE = "it only runs the networks in its list; prune these one by one"
-SKIPS = "its blocks are tied in pairs by skip connections of other widths; its config cannot leave a pair out"
+ALONE = "it has no blocks of its own, only a list of networks"
+SKIPS = (
+    "every residual block gives a skip connection to one on the way up; without it the others would be joined "
+    "differently, which no mask computes"
+)
+BOTH_WAYS = f"{SKIPS}; one number of its config counts the transformer blocks of a stage on both ways"
 # Classes whose blocks cannot go, for a reason that their lists do not show.
 REFUSED = {
     "ChromaTransformer2DModel": "the modulation of every block is computed from its place among all blocks",
     "BriaFiboTransformer2DModel": "every block takes its own layer of the caller's text encoder, by place",
     "CosmosControlNetModel": BY_PLACE,
     "ZImageControlNetModel": "its blocks are borrowed from a transformer, or answer to one of its blocks each",
-    "WuerstchenDiffNeXt": SKIPS,
-    "UNet1DModel": SKIPS,
+    "WuerstchenDiffNeXt": "one number of its config counts the blocks of a stage on both ways, one of which has a skip",
+    "Kandinsky3UNet": "one number of its config counts the blocks of all stages on both ways",
+    "UNet1DModel": "one number of its config, or none, counts the blocks of all stages, whose first change the width",
     "UNet2DModel": SKIPS,
-    "UNet3DConditionModel": f"{SKIPS}; each of its transformers has one block, fixed",
-    "I2VGenXLUNet": f"{SKIPS}; each of its transformers has one block, fixed",
-    "Kandinsky3UNet": f"{SKIPS}; its attentions have one block each, fixed",
-    "UNetSpatioTemporalConditionModel": f"{SKIPS}; one number counts the transformer blocks of a stage on both ways",
-    "AudioLDM2UNet2DConditionModel": f"{SKIPS}; one number counts the transformer blocks of a stage on both ways",
-    "UNetControlNetXSModel": f"{SKIPS}; one number counts the transformer blocks of both its networks",
+    "UNet3DConditionModel": f"{SKIPS}; its transformers have one block each, which no config entry counts",
+    "I2VGenXLUNet": f"{SKIPS}; its transformers have one block each, which no config entry counts",
+    "UNetSpatioTemporalConditionModel": BOTH_WAYS,
+    "AudioLDM2UNet2DConditionModel": BOTH_WAYS,
+    "UNetControlNetXSModel": BOTH_WAYS,
 }
 
 
@@ -144,6 +148,8 @@ def block_lists(denoiser: str, model: nn.Module) -> list[BlockList]:
     refused = BY_PLACE if has(model, "controlnet_blocks") else ALONE if has(model, "nets") else refused
     groups = [g for row in ROWS for numbered in _stages(row, model) for g in _of_row(model, config, numbered)]
     groups += _of_unet(model, config)
+    if not groups and has(model, "down_blocks"):
+        refused = refused or f"{SKIPS}; its transformers hold one block each"
     named = [g._replace(name=f"{denoiser}.{g.name}".strip("."), denoiser=denoiser, refused=refused) for g in groups]
     if refused and not named:
         named = [BlockList(denoiser, 0, denoiser, UNET, (), (), refused=refused)]
@@ -211,7 +217,7 @@ def _stays(model: nn.Module, config: dict, row: Row, blocks: nn.ModuleList) -> I
         yield end, "a decoder that lost all its blocks would leave another model"
     for key in row.inputs:
         for place in entry(config, key) or ():
-            yield place, f"an input of the caller's is meant for it, by its place in {key}"
+            yield place, f"it gets an input of its own, by its place in {key}"
     by_place = str(entry(config, "dense_moe_strategy")).startswith("leave")
     for place, block in enumerate(blocks):
         if by_place and not getattr(block, "moe_enabled", True):
