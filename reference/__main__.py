@@ -14,7 +14,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     prune = commands.add_parser("prune", help="prune a model or pipeline and save it")
     prune.add_argument("source", help="openmoji-mmdit, a diffusers folder, or a hub id")
-    prune.add_argument("--granularity", required=True, help="weight, a pattern such as 2:4, neuron or head")
+    prune.add_argument(
+        "--granularity", required=True, help="weight, a pattern such as 2:4, neuron, head, channel or block"
+    )
     prune.add_argument("--amount", type=float, help="fraction of the units to remove")
     prune.add_argument(
         "--component-amount",

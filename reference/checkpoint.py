@@ -1,9 +1,10 @@
 """Save what pruning made, load it anywhere: safetensors and JSON, no pickle, bit-identical.
 
-A model whose shapes are those of its config (masks) becomes a plain diffusers folder. A cut model cannot: its config
-has no word for the width of a single block, and plain `from_pretrained` would re-initialise what does not fit. So its
-weights go to `pruned.safetensors`, which plain `from_pretrained` does not find, and `pruning.json` records every shape
-and size in which the model differs from the one its config describes.
+A model whose shapes are those of its config (masked weights, or fewer blocks, which the config counts) becomes a plain
+diffusers folder. A model cut in width cannot: its config has no word for the width of a single block, and plain
+`from_pretrained` would re-initialise what does not fit. So its weights go to `pruned.safetensors`, which plain
+`from_pretrained` does not find, and `pruning.json` records every shape and size in which the model differs from the one
+its config describes.
 """
 
 import json
@@ -24,6 +25,8 @@ from diffusers import DiffusionPipeline, ModelMixin
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from reference.anatomy.skipping import masked_blocks
 
 FORMAT = "reference-pruning/1"
 WEIGHTS, MANIFEST = "pruned.safetensors", "pruning.json"
@@ -69,6 +72,12 @@ def load_pruned(
 
 
 def _save_model(model: ModelMixin, folder: Path) -> None:
+    masked = masked_blocks(model)
+    if masked:
+        raise ValueError(
+            f"{type(model).__name__}: {len(masked)} blocks are masked, e.g. {masked[0]}, which no file can hold; "
+            "cut them with reference.apply(model, plan, mode='cut'), then save"
+        )
     twin = _twin(type(model), dict(model.config))
     dense = {n: p.shape for n, p in twin.named_parameters()}
     foreign = [n for n, _ in model.named_parameters() if n not in dense]

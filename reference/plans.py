@@ -48,6 +48,7 @@ class Plan:
     @classmethod
     def from_removed(cls, model: nn.Module, granularity: str, removed: Mapping[str, Sequence[int]]) -> "Plan":
         """A plan by hand: group name -> numbers of the units to remove (flat indices for `weight`)."""
+        from reference.depth import check_blocks
         from reference.engine import as_root, units  # the engine builds plans, so it cannot be imported above
 
         groups = {group.name: group for group in units(model, granularity)}
@@ -66,6 +67,8 @@ class Plan:
             if granularity == "weight" or ":" in granularity:
                 gone = gone.reshape(as_root(model).get_submodule(name).weight.shape)
             masks[name] = gone
+        if granularity == "block":
+            check_blocks(as_root(model), masks)
         request = {"granularity": granularity, "by": "hand"}
         return cls.of(granularity, masks, digest=digest(as_root(model)), request=request)
 

@@ -4,14 +4,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-STRUCTURED = ("head", "neuron", "channel")
+STRUCTURED = ("head", "neuron", "channel", "block")
 GRANULARITIES = ("weight", "N:M", *STRUCTURED)
 # Which criterion serves which granularity, and in which scopes. N:M ranks within M neighbours whatever the scope.
 ANY, LAYERS, LAYER = ("row", "layer", "component", "global"), ("layer", "component", "global"), ("layer",)
 SERVES = {
-    "magnitude": {"weight": ANY, "N:M": LAYER, "head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
+    "magnitude": {"weight": ANY, "N:M": LAYER, "head": LAYERS, "neuron": LAYERS, "channel": LAYERS, "block": LAYERS},
     "magnitude-l1": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
-    "random": {"weight": ANY, "N:M": LAYER, "head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
+    "random": {"weight": ANY, "N:M": LAYER, "head": LAYERS, "neuron": LAYERS, "channel": LAYERS, "block": LAYERS},
     "taylor": {"weight": ANY, "N:M": LAYER, "head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
     "diff-pruning": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
     "diff-pruning-script": {"head": LAYER, "neuron": LAYER, "channel": LAYER},
@@ -22,6 +22,8 @@ SERVES = {
     "head-gradient": {"head": LAYERS},
     "output-energy": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
     "learned": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
+    "block-influence": {"block": LAYERS},
+    "sensitivity": {"block": LAYERS},
 }
 WITHOUT_DATA = ("magnitude", "magnitude-l1", "random")  # the others need `calibration`
 
