@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from reference.anatomy import attention, convolution, feed_forward, packed, parallel
+from reference.anatomy import attention, convolution, feed_forward, modulation, packed, parallel
 from reference.anatomy.groups import Group
 from reference.errors import NotPrunable
 
@@ -23,6 +23,7 @@ RULES = {
     "head": (attention.heads, packed.heads, parallel.heads),
     "neuron": (feed_forward.neurons, parallel.neurons, convolution.neurons),
     "channel": (convolution.channels,),
+    "rank": (modulation.directions,),
 }
 # What no rule can see from a module alone, because something around it depends on the units.
 REFUSED = {
@@ -33,6 +34,9 @@ REFUSED = {
     ("LTX2VideoTransformer3DModel", "head"): "the rotary table spans all heads of a layer, each at its own frequencies",
     ("SanaWMLTX2RefinerTransformer3DModel", "head"): "the rotary table spans all heads of a layer",
     ("RFD4ProteinaTransformer", "head"): "forward reshapes the attention's output to the width of the tokens",
+    ("RFD4ProteinaTransformer", "rank"): "every norm reads another vector, made anew for each token",
+    ("Flux3Transformer2DModel", "rank"): "one layer for each modality serves all its blocks, with a vector for each token",
+    ("ChromaTransformer2DModel", "rank"): "an approximator makes all modulation vectors; no block has a Linear for it",
 }
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
