@@ -6,7 +6,7 @@ with hardly more than a curve. With an orthonormal basis B of the directions tha
 
     W_l e + b_l  ~=  W'_l (B (e - mu)) + b'_l,     W'_l = W_l B^T,     b'_l = b_l + W_l mu
 
-exactly where e - mu lies in the span of B (`anatomy/modulation.py` carries it out). All layers of a group share B and mu.
+exactly where e - mu lies in the span of B. The layers of a group share B and mu. `anatomy/modulation.py` carries it out.
 
     1. H = E[e e^T] and mu = E[e] over denoising runs; of all the layers that read e, one is watched
     2. directions b_j: with data the eigenvectors of C = H - mu mu^T, the covariance, with eigenvalues lambda_j
@@ -35,8 +35,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from reference.anatomy import unit_groups
 from reference.anatomy.groups import Group
-from reference.anatomy.modulation import Basis, layers_of
+from reference.anatomy.modulation import Basis, layers_of, shared_by
 from reference.calibration import Call, Source, see_inputs
 from reference.criteria.hessian import accumulate, full_fp32
 from reference.criteria.random import random_scores
@@ -89,6 +90,28 @@ def plan_weights(bases: Mapping[str, Basis], removed: Mapping[str, Tensor]) -> d
     return weights
 
 
+def magnitude_weights(root: nn.Module, removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`plan.weights` of a plan by hand: booleans (d,) over the directions by magnitude."""
+    groups = [group for group in unit_groups(root, "rank")[0] if group.name in removed]
+    bases = {group.name: scored_basis(root, group, Request("rank", 0.0), None)[0] for group in groups}
+    return plan_weights(bases, removed)
+
+
+def larger_than_dense(root: nn.Module, before: Mapping[str, int]) -> dict[str, str]:
+    """First layer -> the numbers, for every low-rank group with more parameters than its dense layers had.
+
+    `before`: parameter name -> number of weights before pruning.
+    """
+    larger = {}
+    for layers in shared_by(root):
+        names = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+        now = {id(p): p.numel() for layer in layers for p in root.get_submodule(layer).parameters()}
+        dense, low_rank = sum(before.get(name, 0) for name in names), sum(now.values())
+        if low_rank > dense:
+            larger[layers[0]] = f"low rank takes {low_rank:,} parameters where the dense layers took {dense:,}"
+    return larger
+
+
 def moments(root: nn.Module, groups: Sequence[Group], source: Source) -> dict[str, Moments]:
     """What calibration shows the first layer of each group, for the groups that it reaches."""
     found: dict[str, Moments] = {}
@@ -112,9 +135,12 @@ def scored_basis(root: nn.Module, group: Group, request: Request, seen: Moments 
     """All directions (d, d) of a group with its mean, and their scores (d,) in falling order; fp32 on the CPU."""
     d = group.count
     if request.criterion == "random":
-        normal_dd = torch.special.ndtri(random_scores((d, d), f"{group.name}.basis", request.seed).clamp(1e-6, 1 - 1e-6))
+        uniform_dd = random_scores((d, d), f"{group.name}.basis", request.seed).clamp(1e-6, 1 - 1e-6)
+        B_dd = torch.linalg.qr(torch.special.ndtri(uniform_dd.double()))[
+            0
+        ].float()  # of normal numbers: no axis preferred
         S_d = random_scores((d,), group.name, request.seed).sort(descending=True).values
-        return Basis(torch.linalg.qr(normal_dd.double())[0].float(), torch.zeros(d)), S_d
+        return Basis(B_dd, torch.zeros(d)), S_d
     layers = [root.get_submodule(name) for name in layers_of(group)]
     G_dd = gram([layer.weight for layer in layers]).cpu()
     if seen is None:

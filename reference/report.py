@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from reference.low_rank import larger_than_dense
 from reference.plans import Plan
 
 
@@ -30,6 +31,7 @@ class Report:
     nonzero: int
     skipped: dict[str, str]
     approximate: dict[str, str]
+    larger: dict[str, str]  # low-rank groups that take more parameters than the dense layers did
     plan: Plan
 
     @property
@@ -59,6 +61,7 @@ class Report:
             f"{self.granularity} ({self.mode}): {self.unit_rate:.1%} of {units:,} units in "
             f"{len(self.layers)} layers; parameters {before:,} -> {after:,} ({self.model_rate:.1%} of the whole model "
             f"removed), of which {after - self.nonzero:,} are zero; {len(self.skipped)} layers skipped"
+            + "".join(f"; {layer}: {numbers}" for layer, numbers in self.larger.items())
         )
 
 
@@ -75,5 +78,6 @@ def make_report(root: nn.Module, plan: Plan, mode: str, before: Mapping[str, int
         nonzero=sum(int(torch.count_nonzero(p)) for p in parameters.values()),
         skipped=dict(plan.skipped),
         approximate=dict(plan.approximate),
+        larger=larger_than_dense(root, before) if plan.granularity == "rank" else {},
         plan=plan,
     )

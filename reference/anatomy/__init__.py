@@ -35,7 +35,7 @@ REFUSED = {
     ("SanaWMLTX2RefinerTransformer3DModel", "head"): "the rotary table spans all heads of a layer",
     ("RFD4ProteinaTransformer", "head"): "forward reshapes the attention's output to the width of the tokens",
     ("RFD4ProteinaTransformer", "rank"): "every norm reads another vector, made anew for each token",
-    ("Flux3Transformer2DModel", "rank"): "one layer for each modality serves all its blocks, with a vector for each token",
+    ("Flux3Transformer2DModel", "rank"): "one layer a modality serves all its blocks, with a vector for each token",
     ("ChromaTransformer2DModel", "rank"): "an approximator makes all modulation vectors; no block has a Linear for it",
 }
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -56,6 +56,11 @@ class LowRankLinear(nn.Module):
         self.bias = None if bias_o is None else nn.Parameter(bias_o, requires_grad=trains)
         self.basis, self.mean = basis_rd, mean_d
 
+    @property
+    def out_features(self) -> int:
+        """How many outputs it has, of which cutting channels takes some."""
+        return len(self.weight)
+
     def forward(self, e: Tensor) -> Tensor:
         """e (..., d) -> (..., o)."""
         return F.linear(F.linear(e - self.mean, self.basis), self.weight, self.bias)
