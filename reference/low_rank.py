@@ -6,7 +6,7 @@ with hardly more than a curve. With an orthonormal basis B of the directions tha
 
     W_l e + b_l  ~=  W'_l (B (e - mu)) + b'_l,     W'_l = W_l B^T,     b'_l = b_l + W_l mu
 
-exactly where e - mu lies in the span of B. The layers of a group share B and mu. `anatomy/modulation.py` carries it out.
+exactly where e - mu lies in the span of B. A group shares B and mu. `anatomy/modulation.py` carries it out.
 
     1. H = E[e e^T] and mu = E[e] over denoising runs; of all the layers that read e, one is watched
     2. directions b_j: with data the eigenvectors of C = H - mu mu^T, the covariance, with eigenvalues lambda_j
