@@ -72,9 +72,12 @@ def load_pruned(
 
 def _save_model(model: ModelMixin, folder: Path) -> None:
     twin, low_rank = _twin(type(model), dict(model.config)), low_rank_manifest.record(model)
-    low_rank_manifest.rebuild(twin, low_rank, Path(MANIFEST))
-    dense = {n: p.shape for n, p in twin.named_parameters()}
-    foreign = [n for n, _ in model.named_parameters() if n not in dense]
+    modules = dict(twin.named_modules())
+    foreign = [n for n, _ in model.named_modules() if n not in modules]
+    if not foreign:
+        low_rank_manifest.rebuild(twin, low_rank, Path(MANIFEST))
+        dense = {n: p.shape for n, p in twin.named_parameters()}
+        foreign = [n for n, _ in model.named_parameters() if n not in dense]
     if foreign:
         raise ValueError(f"{type(model).__name__} cannot be rebuilt from its config, which knows no {foreign[0]}")
     shapes = {n: list(p.shape) for n, p in model.named_parameters() if p.shape != dense[n]}

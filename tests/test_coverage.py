@@ -51,6 +51,7 @@ def test_most_classes_can_be_cut():
     assert exact["head"] >= 70
     assert exact["neuron"] >= 75
     assert exact["channel"] >= 8
+    assert exact["rank"] >= 70
 
 
 @pytest.mark.parametrize("kind", EVERY_CLASS)
@@ -67,7 +68,7 @@ def test_cut_models_come_back_from_disk(kind, tmp_path):
         if not isinstance(model, ModelMixin) or not hasattr(model, "config"):
             continue
         report = reference.prune(model, granularity, 0.5)
-        assert report.parameters_after < report.parameters_before
+        assert report.parameters_after < report.parameters_before or report.larger  # tiny layers, a basis of their own
         if kind in NOT_REBUILT:
             with pytest.raises(ValueError, match=f"{kind} cannot be rebuilt from its config"):
                 reference.save_pruned(model, tmp_path / granularity)
