@@ -1,9 +1,10 @@
 """Save what pruning made, load it anywhere: safetensors and JSON, no pickle, bit-identical.
 
-A model whose shapes are those of its config (masks) becomes a plain diffusers folder. A cut model cannot: its config
-has no word for the width of a single block, and plain `from_pretrained` would re-initialise what does not fit. So its
-weights go to `pruned.safetensors`, which plain `from_pretrained` does not find, and `pruning.json` records every shape
-and size in which the model differs from the one its config describes.
+A model whose shapes are those of its config (masked weights, or fewer blocks, which the config counts) becomes a plain
+diffusers folder. A model cut in width cannot: its config has no word for the width of a single block, and plain
+`from_pretrained` would re-initialise what does not fit. So its weights go to `pruned.safetensors`, which plain
+`from_pretrained` does not find, and `pruning.json` records every shape and size in which the model differs from the one
+its config describes.
 """
 
 import json
@@ -26,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reference import low_rank_manifest
+from reference.anatomy.skipping import masked_blocks
 
 FORMAT = "reference-pruning/1"
 WEIGHTS, MANIFEST = "pruned.safetensors", "pruning.json"
@@ -71,6 +73,12 @@ def load_pruned(
 
 
 def _save_model(model: ModelMixin, folder: Path) -> None:
+    masked = masked_blocks(model)
+    if masked:
+        raise ValueError(
+            f"{type(model).__name__}: {len(masked)} blocks are masked, e.g. {masked[0]}, which no file can hold; "
+            "cut them with reference.apply(model, plan, mode='cut'), then save"
+        )
     twin, low_rank = _twin(type(model), dict(model.config)), low_rank_manifest.record(model)
     modules = dict(twin.named_modules())
     foreign = [n for n, _ in model.named_modules() if n not in modules]

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 
-from reference.anatomy import unit_groups
+from reference.anatomy import denoisers, unit_groups
 from reference.anatomy.groups import cut_units, group_parameters, mask_units
 from reference.anatomy.modulation import Basis, cut_directions, mask_directions
+from reference.anatomy.skipping import block_parameters, cut_blocks, mask_blocks
 from reference.calibration import Calibration, Source, as_source
 from reference.compensation import COMPENSATING, remove_and_compensate
+from reference.depth import remove_blocks
 from reference.errors import NeedsCalibration, NotPrunable
 from reference.heads import plan_heads
 from reference.iterative import rates_by_round, stay_removed
@@ -42,7 +44,8 @@ def units(model: nn.Module | DiffusionPipeline, granularity: str) -> list[Units]
     root = as_root(model)
     if granularity in STRUCTURED:
         groups, _ = unit_groups(root, granularity)
-        return [Units(g.name, g.component, g.count, group_parameters(root, g)) for g in groups]
+        parameters = block_parameters if granularity == "block" else group_parameters
+        return [Units(g.name, g.component, g.count, parameters(root, g)) for g in groups]
     layers, _ = weight_targets(root, Request(granularity, None if parse_n_m(granularity) else 0.0))
     return [Units(la.name, la.component, la.module.weight.numel(), la.module.weight.numel()) for la in layers]
 
@@ -66,8 +69,8 @@ def plan(
 
     Args:
         model: a diffusers denoiser, or a pipeline, whose denoisers are planned together.
-        granularity: `weight`, a pattern `N:M`, `head`, `neuron`, `channel` (whole norm groups in residual blocks), or
-            `rank` (directions of the vector that modulation layers share).
+        granularity: `weight`, a pattern `N:M`, `head`, `neuron`, `channel` (whole norm groups in residual blocks),
+            `block`, or `rank` (directions of the vector that modulation layers share).
         amount: fraction in [0, 1), or {component or fnmatch pattern: fraction}; left out for `N:M`.
         criterion: how units are scored; which ones serve which granularity and scope is `request.SERVES`.
         scope: among which units the lowest are taken: `row` (weights only), `layer`, `component`, `global`.
@@ -129,7 +132,8 @@ def _plan(
     elif request.criterion in COMPENSATING:
         removed, skipped = remove_and_compensate(root, request, source, gone, originals)
     elif request.granularity in STRUCTURED:
-        removed, skipped = remove_units(root, request, source, gone)
+        method = remove_blocks if request.granularity == "block" else remove_units
+        removed, skipped = method(root, request, source, gone)
     else:
         method = remove_n_m if parse_n_m(request.granularity) else remove_weights
         removed, skipped = method(root, request, source, gone)
@@ -152,7 +156,8 @@ def _plan(
 def apply(model: nn.Module | DiffusionPipeline, plan: Plan, mode: str = "cut") -> Report:
     """Carry out a plan in place: `cut` removes the units, `mask` zeroes them and keeps every shape.
 
-    Weights and N:M patterns have nothing to cut: both modes zero them. Raises ValueError if the plan was made for
+    A masked block keeps its weights and passes on its input. Weights and N:M patterns have nothing to cut: both modes
+    zero them. Raises ValueError if the plan was made for
     another model.
     """
     if mode not in ("cut", "mask"):
@@ -165,7 +170,7 @@ def apply(model: nn.Module | DiffusionPipeline, plan: Plan, mode: str = "cut") -
         for name, weight in plan.weights.items():
             root.get_parameter(name).data.copy_(weight)
     _carry_out(root, plan, mode)
-    for denoiser in root.values() if isinstance(root, nn.ModuleDict) else [root]:
+    for denoiser in denoisers(root).values():
         denoiser._pruning_history = [
             *getattr(denoiser, "_pruning_history", []),
             {"granularity": plan.granularity, "mode": mode, "request": plan.request, "digest": plan.digest},
@@ -187,7 +192,8 @@ def _carry_out(root: nn.Module, plan: Plan, mode: str) -> None:
         }
         return (cut_directions if mode == "cut" else mask_directions)(root, kept)
     numbers = {groups[name]: gone.nonzero().flatten() for name, gone in removed.items()}
-    (cut_units if mode == "cut" else mask_units)(root, numbers)
+    mask, cut = (mask_blocks, cut_blocks) if plan.granularity == "block" else (mask_units, cut_units)
+    (cut if mode == "cut" else mask)(root, numbers)
 
 
 def prune(

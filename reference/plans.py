@@ -52,6 +52,7 @@ class Plan:
 
         Flat indices for `weight`; for `rank` the directions by magnitude, 0 being that of the largest singular value.
         """
+        from reference.depth import check_blocks
         from reference.engine import as_root, units  # the engine builds plans, so it cannot be imported above
         from reference.low_rank import magnitude_weights
 
@@ -71,6 +72,8 @@ class Plan:
             if granularity == "weight" or ":" in granularity:
                 gone = gone.reshape(as_root(model).get_submodule(name).weight.shape)
             masks[name] = gone
+        if granularity == "block":
+            check_blocks(as_root(model), masks)
         root, request = as_root(model), {"granularity": granularity, "by": "hand"}
         weights = magnitude_weights(root, masks) if granularity == "rank" else {}
         return cls.of(granularity, masks, digest=digest(root), request=request, weights=weights)

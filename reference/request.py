@@ -4,23 +4,27 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-STRUCTURED = ("head", "neuron", "channel", "rank")
+STRUCTURED = ("head", "neuron", "channel", "block", "rank")
 GRANULARITIES = ("weight", "N:M", *STRUCTURED)
 # Which criterion serves which granularity, and in which scopes. N:M ranks within M neighbours whatever the scope.
 ANY, LAYERS, LAYER = ("row", "layer", "component", "global"), ("layer", "component", "global"), ("layer",)
+WIDTH = ("head", "neuron", "channel")
 SERVES = {
-    "magnitude": {"weight": ANY, "N:M": LAYER, "head": LAYERS, "neuron": LAYERS, "channel": LAYERS, "rank": LAYERS},
-    "magnitude-l1": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
-    "random": {"weight": ANY, "N:M": LAYER, "head": LAYERS, "neuron": LAYERS, "channel": LAYERS, "rank": LAYERS},
-    "taylor": {"weight": ANY, "N:M": LAYER, "head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
-    "diff-pruning": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
-    "diff-pruning-script": {"head": LAYER, "neuron": LAYER, "channel": LAYER},
-    "diff-pruning-experiments": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
+    "magnitude": {"weight": ANY, "N:M": LAYER} | dict.fromkeys(STRUCTURED, LAYERS),
+    "magnitude-l1": dict.fromkeys(WIDTH, LAYERS),
+    "random": {"weight": ANY, "N:M": LAYER} | dict.fromkeys(STRUCTURED, LAYERS),
+    "taylor": {"weight": ANY, "N:M": LAYER} | dict.fromkeys(WIDTH, LAYERS),
+    "diff-pruning": dict.fromkeys(WIDTH, LAYERS),
+    "diff-pruning-script": dict.fromkeys(WIDTH, LAYER),
+    "diff-pruning-experiments": dict.fromkeys(WIDTH, LAYERS),
     "wanda": {"weight": ANY, "N:M": LAYER},
-    "obs": {"weight": LAYER, "N:M": LAYER, "head": LAYER, "neuron": LAYER, "channel": LAYER},
-    "obs-diff": {"weight": LAYER, "N:M": LAYER, "head": LAYER, "neuron": LAYER, "channel": LAYER},
+    "obs": {"weight": LAYER, "N:M": LAYER} | dict.fromkeys(WIDTH, LAYER),
+    "obs-diff": {"weight": LAYER, "N:M": LAYER} | dict.fromkeys(WIDTH, LAYER),
     "head-gradient": {"head": LAYERS},
-    "output-energy": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS, "rank": LAYERS},
+    "output-energy": dict.fromkeys((*WIDTH, "rank"), LAYERS),
+    "learned": dict.fromkeys(WIDTH, LAYERS),
+    "block-influence": {"block": LAYERS},
+    "sensitivity": {"block": LAYERS},
 }
 WITHOUT_DATA = ("magnitude", "magnitude-l1", "random")  # the others need `calibration`
 

@@ -21,8 +21,10 @@ from torch import nn
 from tqdm import tqdm
 
 from reference import anatomy
+from reference.anatomy.blocks import BlockList
 from reference.anatomy.groups import Group, cut_units, mask_units
 from reference.anatomy.modulation import Basis, cut_directions, layers_of, mask_directions
+from reference.anatomy.skipping import cut_blocks, mask_blocks
 from reference.calibration import as_source, see_inputs
 from tests.zoo import ZOO, make, output, seeded
 
@@ -60,6 +62,7 @@ def verdict(name: str, granularity: str) -> dict[str, str]:
 def deviation(name: str, granularity: str, rates: tuple[float, ...] | list[float]) -> float:
     """Largest relative difference between masking and cutting, cut in as many rounds as there are rates."""
     (masked, inputs), (cut, _) = make(name), make(name)
+    mask, remove = (mask_blocks, cut_blocks) if granularity == "block" else (mask_units, cut_units)
     alive: dict[str, torch.Tensor] = {}
     for round_, rate in enumerate(rates):
         dense = {g.name: g for g in groups_of(masked, granularity)}
@@ -67,15 +70,19 @@ def deviation(name: str, granularity: str, rates: tuple[float, ...] | list[float
         alive = alive or {n: torch.arange(g.count) for n, g in dense.items()}
         from_mask, from_cut = {}, {}
         for i, (n, g) in enumerate(dense.items()):
+            if n not in now:
+                continue  # a list of blocks that has no choice left
             generator = torch.Generator().manual_seed(1000 * round_ + i)
             target = min(g.count - 1, int(rate * g.count + 0.5))  # of the original units
-            more = max(0, target - (g.count - len(alive[n])))
-            order = torch.randperm(len(alive[n]), generator=generator)
-            chosen, stays = order[:more].sort().values, order[more:].sort().values
-            from_mask[g], from_cut[now[n]] = alive[n][chosen], chosen
+            bundles = now[n].bundles if granularity == "block" else torch.arange(len(alive[n]))[:, None].tolist()
+            more = max(0, target - (g.count - len(alive[n]))) // len(bundles[0])
+            order = torch.randperm(len(bundles), generator=generator)
+            chosen = torch.tensor([u for b in order[:more] for u in bundles[b]], dtype=torch.long).sort().values
+            from_mask[g], from_cut[now[n]] = alive[n][chosen].sort().values, chosen
+            stays = torch.ones(len(alive[n]), dtype=torch.bool).index_fill(0, chosen, False)
             alive[n] = alive[n][stays]
-        mask_units(masked, from_mask)
-        cut_units(cut, from_cut)
+        mask(masked, from_mask)
+        remove(cut, from_cut)
     expected, actual = output(masked, inputs), output(cut, inputs)
     return (expected - actual).abs().max().item() / max(1.0, expected.abs().max().item())
 
@@ -114,7 +121,7 @@ def check_shared_inputs(name: str) -> None:
                 raise AssertionError(f"{name}: {layer} does not read the vector of {group.name}")
 
 
-def groups_of(model: nn.Module, granularity: str) -> list[Group]:
+def groups_of(model: nn.Module, granularity: str) -> list[Group] | list[BlockList]:
     """Those that can be cut."""
     return [g for g in anatomy.all_groups(model, granularity) if not g.refused]
 
