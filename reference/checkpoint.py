@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
@@ -44,12 +44,8 @@ def save_pruned(model: ModelMixin | DiffusionPipeline, folder: str | os.PathLike
         raise ValueError(f"{folder} holds other files; name a new folder, or one that save_pruned wrote")
     with _moved_into_place(folder) as scratch:
         if isinstance(model, DiffusionPipeline):
-            model.save_pretrained(scratch, safe_serialization=True)
-            for name, module in model.components.items():
-                if isinstance(module, ModelMixin) and hasattr(module, "_pruning_history"):
-                    shutil.rmtree(scratch / name)
-                    (scratch / name).mkdir()
-                    _save_model(module, scratch / name)
+            with _pruned_saved_here(model):
+                model.save_pretrained(scratch, safe_serialization=True)
         else:
             _save_model(model, scratch)
 
@@ -70,6 +66,27 @@ def load_pruned(
             f"{folder} holds no {MANIFEST}; load folders that save_pruned did not write by from_pretrained"
         )
     return _load_model(folder, dtype, device)
+
+
+@contextmanager
+def _pruned_saved_here(pipeline: DiffusionPipeline) -> Iterator[None]:
+    """Inside, the pipeline's pruned models are written once, by `_save_model`: diffusers cannot write all of them."""
+
+    def instead(module: ModelMixin) -> Callable[..., None]:
+        def save(folder: str) -> None:
+            Path(folder).mkdir()
+            _save_model(module, Path(folder))
+
+        return save
+
+    found = {m for m in pipeline.components.values() if isinstance(m, ModelMixin) and hasattr(m, "_pruning_history")}
+    for module in found:
+        module.save_pretrained = instead(module)
+    try:
+        yield
+    finally:
+        for module in found:
+            del module.save_pretrained
 
 
 def _save_model(model: ModelMixin, folder: Path) -> None:
@@ -105,7 +122,7 @@ def _save_model(model: ModelMixin, folder: Path) -> None:
         tensors = {n: t.contiguous() for n, t in model.state_dict().items() if n not in again}
         save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     else:
-        model.save_pretrained(folder, safe_serialization=True)
+        type(model).save_pretrained(model, folder, safe_serialization=True)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     config = json.loads((folder / "config.json").read_text())
     config["pruning"] = {"format": FORMAT, "manifest": MANIFEST}

@@ -518,3 +518,32 @@ def test_the_trained_model_lives_in_few_directions():
         residuals.append(low_rank.residual(torch.cat(held_out), basis, G_dd))
     assert residuals[0] < 0.05 < residuals[1] < 0.3 < residuals[2]
     assert reference.apply(pipeline, plan).model_rate > 0.29
+
+
+def test_low_rank_pipelines_come_back(tmp_path):
+    pipeline = load_pipeline("openmoji-mmdit")
+    reference.prune(pipeline, "rank", rank=16)
+    reference.save_pruned(pipeline, tmp_path / "p")
+    assert "save_pretrained" not in vars(pipeline.transformer)
+    again = reference.load_pruned(tmp_path / "p")
+    layers = [m for m in again.transformer.modules() if isinstance(m, LowRankLinear)]
+    assert len(layers) == 13
+    assert all(layer.basis is layers[0].basis for layer in layers)
+    drawn = []
+    for p in (pipeline, again):
+        p.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        drawn.append(p(["red heart"], num_inference_steps=2, generator=[generator], output_type="np").images)
+    assert (drawn[0] == drawn[1]).all()
+
+
+def test_blocks_leave_a_low_rank_model(tmp_path):
+    """The first layer of the group, under whose name the basis is stored, goes with its block."""
+    model = tiny_mmdit()
+    reference.prune(model, "rank", rank=5)
+    plan = reference.Plan.from_removed(model, "block", {"transformer_blocks": [0]})
+    reference.apply(model, plan)
+    reference.save_pruned(model, tmp_path / "m")
+    assert torch.equal(forward(reference.load_pruned(tmp_path / "m")), forward(model))
+    manifest = json.loads((tmp_path / "m" / "pruning.json").read_text())
+    assert len(manifest["low_rank"][0]["layers"]) == 5
