@@ -14,6 +14,7 @@ from torch import nn
 
 import reference
 from reference import low_rank
+from reference.__main__ import main
 from reference.anatomy import all_groups
 from reference.anatomy.groups import Group, Slice
 from reference.anatomy.modulation import Basis, LowRankLinear, cut_directions, directions, layers_of
@@ -21,6 +22,7 @@ from reference.calibration import as_source, see_inputs
 from reference.pruning import load_pipeline
 from reference.request import Request
 from tests.conftest import deviation, forward, tiny_mmdit
+from tests.coverage import check_shared_inputs
 from tests.zoo import make, output
 
 LAW = 1e-5
@@ -198,6 +200,14 @@ def test_groups_read_one_vector():
         assert sorted(len(layers_of(group)) for group in all_groups(model, "rank")) == sorted(expected)
 
 
+def test_layers_fed_by_different_vectors_are_noticed(monkeypatch):
+    """Were DiT's blocks taken for one group, the coverage tool would say so."""
+    check_shared_inputs("DiTTransformer2DModel")
+    monkeypatch.setattr("reference.anatomy.modulation.OWN_EMBEDDING", ())
+    with pytest.raises(AssertionError, match=r"transformer_blocks\.1\.norm1\.linear does not read the vector of"):
+        check_shared_inputs("DiTTransformer2DModel")
+
+
 def test_layers_share_one_basis():
     model = tiny_mmdit()
     before = sum(p.numel() for p in model.parameters())
@@ -332,6 +342,19 @@ def test_dtype_device_and_gradients_are_kept():
     assert all(m.training for m in model.modules())
     reference.apply(exact, of_exact)
     assert deviation(forward(model.eval()).float(), forward(exact)) < 0.05
+
+
+def test_layers_of_two_dtypes_do_not_share():
+    """Some models keep a part in fp32: it gets a basis in fp32, and both parts keep their dtype."""
+    model = tiny_mmdit()
+    model.transformer_blocks[1].norm1.linear.to(torch.bfloat16)
+    before = {name: p.dtype for name, p in model.named_parameters()}
+    assert [len(layers_of(group)) for group in all_groups(model, "rank")] == [6, 1]
+    reference.prune(model, "rank", rank=4)
+    assert all(p.dtype == before[name] for name, p in model.named_parameters() if name in before)
+    mixed = model.transformer_blocks[1].norm1.linear
+    assert {p.dtype for p in mixed.parameters()} == {torch.bfloat16}
+    assert mixed(torch.zeros(1, WIDTH, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_rounds_end_where_one_shot_ends():
@@ -547,3 +570,12 @@ def test_blocks_leave_a_low_rank_model(tmp_path):
     assert torch.equal(forward(reference.load_pruned(tmp_path / "m")), forward(model))
     manifest = json.loads((tmp_path / "m" / "pruning.json").read_text())
     assert len(manifest["low_rank"][0]["layers"]) == 5
+
+
+def test_command_line(tmp_path, capsys):
+    prune = ["prune", "openmoji-mmdit", "--granularity", "rank", "--out", str(tmp_path / "p"), "--rank", "16"]
+    assert main([*prune, "--amount", "0.5"]) == 2
+    assert "goes with granularity 'rank', without amount" in capsys.readouterr().err
+    assert main(prune) == 0
+    assert "rank (cut): 90.0% of 160 units" in capsys.readouterr().out
+    assert reference.load_pruned(tmp_path / "p").transformer.norm_out.linear.basis.shape == (16, 160)
