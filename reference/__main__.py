@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     compare.add_argument("--out", type=Path, default=Path("compare.png"), help="dense above pruned, as a picture")
 
     train = commands.add_parser("train", help="train an embedded model from scratch")
-    train.add_argument("model", choices=["openmoji-mmdit"])
+    train.add_argument("model", choices=["openmoji-mmdit", "openmoji-unet"])
     train.add_argument("--steps", type=int, default=5000)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--out", type=Path, required=True, help="folder for the check point and the pipeline")
@@ -101,7 +101,7 @@ def run_train(options: argparse.Namespace) -> None:
     """Train, resuming from the last check point in --out."""
     from reference.embedded.train import train
 
-    train(options.out, options.steps, options.seed)
+    train(options.model, options.out, options.steps, options.seed)
     print(f"saved to {options.out / 'pipeline'}")
 
 
