@@ -21,6 +21,7 @@ import reference
 from reference.bench import measure, results
 from reference.bench.device import ROOT, code, device_folder, environment
 from reference.embedded import EMBEDDED, load_embedded
+from reference.embedded.models import SIZE
 from reference.embedded.openmoji import drawings
 from reference.embedded.pipeline import EmbeddedPipeline
 from reference.recovery import distill
@@ -94,7 +95,7 @@ def run_suite(protocol: dict, sha256: str, jobs: list, folder: Path, seed: int) 
     training = sum(recovery["steps_per_round"] * k.get("rounds", 1) for _, k, recovers in jobs if recovers)
     bar = tqdm(total=1 + 3 * (1 + len(jobs)) + training, desc="dense trajectory", dynamic_ncols=True)
     session = open_session(protocol)
-    names, x = drawings(session.dense.transformer.config.sample_size) if training else ([], None)
+    names, x = drawings(SIZE) if training else ([], None)
     bar.update()
 
     runs: list[dict] = []
@@ -128,11 +129,11 @@ def run_suite(protocol: dict, sha256: str, jobs: list, folder: Path, seed: int) 
 def open_session(protocol: dict) -> Session:
     """Load the dense model and record its trajectory."""
     dense = load_embedded(protocol["model"], getattr(torch, protocol["dtype"]))
-    config, seeds, prompts = dense.transformer.config, protocol["noise_seeds"], protocol["prompts"]
+    config, seeds, prompts = dense.denoiser.config, protocol["noise_seeds"], protocol["prompts"]
     shape = (len(prompts), config.in_channels, config.sample_size, config.sample_size)
     noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     inputs = {pictures: measure.guided_inputs(dense, pictures) for pictures in protocol["latency"]["repeats"]}
-    trajectory = measure.record(dense, prompts * len(seeds), noise, **protocol["sampler"])
+    trajectory = measure.record(dense, prompts * len(seeds), noise, **protocol["sampler"], seeds=len(seeds))
     return Session(protocol, dense, inputs, prompts * len(seeds), noise, trajectory)
 
 
@@ -140,23 +141,23 @@ def measure_run(run: dict, session: Session, pruned: EmbeddedPipeline, facts: di
     """Fill in what is left, how far the pictures are, how fast it is, and save the pictures."""
     protocol, trajectory = session.protocol, session.trajectory
     run["achieved"] = {
-        **measure.count(pruned.transformer, session.inputs[min(session.inputs)]),
-        **measure.bytes_on_disk(pruned.transformer, getattr(torch, protocol["storage_dtype"])),
+        **measure.count(pruned.denoiser, session.inputs[min(session.inputs)]),
+        **measure.bytes_on_disk(pruned.denoiser, getattr(torch, protocol["storage_dtype"])),
         **facts,
     }
     pictures = measure.draw(pruned, session.prompts, session.noise, **protocol["sampler"])
     if run["subject"]["is_baseline"]:  # the floor: how alike are two drawings of one prompt from other noise
         other = trajectory.pictures.roll(len(protocol["prompts"]), 0)
-        run["quality"] = [{"metric": "psnr_other_noise"} | measure.psnr(other, trajectory.pictures)]
+        run["quality"] = [{"metric": "psnr_other_noise"} | measure.psnr(other, trajectory)]
     else:
         run["quality"] = [
-            {"metric": "prediction_error"} | measure.prediction_error(pruned.transformer, trajectory),
-            {"metric": "psnr"} | measure.psnr(pictures, trajectory.pictures),
+            {"metric": "prediction_error"} | measure.prediction_error(pruned.denoiser, trajectory),
+            {"metric": "psnr"} | measure.psnr(pictures, trajectory),
         ]
     bar.update()
     timing = protocol["latency"]
     for n, repeats in timing["repeats"].items():
-        models = session.dense.transformer, pruned.transformer
+        models = session.dense.denoiser, pruned.denoiser
         times = measure.latency(*models, session.inputs[n], timing["warmup"], repeats, timing["threads"])
         run["speed"].append({"pictures": n} | times)
     shown = pictures[: len(protocol["prompts"])]
