@@ -11,14 +11,13 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 from PIL import Image
 from torch import Tensor
 
 from reference.bench import metrics
-from reference.embedded.evaluator import SPLIT, WEIGHTS, load_evaluator, ranks
+from reference.embedded.evaluator import SPLIT, load_evaluator, ranks
 from reference.embedded.openmoji import catalogue, is_held_out
 from reference.embedded.pipeline import EmbeddedPipeline
 
@@ -100,7 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "acceptance.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     grid(pictures, 10).quantize(128).save(options.out / "acceptance.png", optimize=True)
-    print(f"{record['found_top5']} of {record['listed']} names are among the evaluator's first 5 of {record['gallery']}")
+    print(
+        f"{record['found_top5']} of {record['listed']} names are among the evaluator's first 5 of {record['gallery']}"
+    )
     for line in record["retrieval"]:
         low, high = line["ci95"]
         print(f"{line['metric']}: {line['value']:.3f} ({low:.3f}-{high:.3f}), n = {line['n']}")
