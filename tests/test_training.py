@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch.nn.functional import mse_loss
 
 import reference
@@ -63,10 +63,11 @@ def test_flow_matching_asks_for_the_way_from_picture_to_noise():
     assert torch.allclose(question.x - s * question.v, x, atol=1e-5)
 
 
-def test_a_right_answer_leads_back_to_the_picture(unet):
-    """The shipped sampler, given exact v at every step, ends in the picture that was asked for."""
+@pytest.mark.parametrize("sampler", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_a_right_answer_leads_back_to_the_picture(unet, sampler):
+    """The shipped sampler and the faster one, given exact v at every step, end in the picture that was asked for."""
     x = torch.rand(2, 12, 16, 16, generator=rng()) * 1.6 - 0.8
-    scheduler = unet.scheduler
+    scheduler = sampler.from_config(unet.scheduler.config)
     scheduler.set_timesteps(8)
     now = torch.randn(x.shape, generator=rng(1))
     for t in scheduler.timesteps:
@@ -74,6 +75,15 @@ def test_a_right_answer_leads_back_to_the_picture(unet):
         a, s = squared.sqrt(), (1 - squared).sqrt()
         now = scheduler.step((a * now - x) / s, t, now, return_dict=False)[0]  # v = (a x_t - x) / s
     assert (now - x).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(("granularity", "criterion"), [("channel", "taylor"), ("head", "output-energy")])
+def test_criteria_that_look_at_data_calibrate_on_the_unet(unet, granularity, criterion):
+    source = reference.Calibration(unet, NAMES[:2], steps=2)
+    plan = reference.plan(unet, granularity, 0.4, criterion=criterion, calibration=source)
+    first = reference.plan(unet, granularity, 0.4)
+    assert [len(kept) for kept in plan.keep.values()] == [len(kept) for kept in first.keep.values()]
+    assert any(not torch.equal(plan.keep[name], first.keep[name]) for name in plan.keep)
 
 
 def test_folding_pixels_is_lossless(unet):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 
 from diffusers import (
-    DPMSolverMultistepScheduler,
+    DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     UNet2DConditionModel,
@@ -88,7 +88,7 @@ def build_mmdit(prompts: Iterable[str]) -> EmbeddedPipeline:
 
 
 def build_unet(prompts: Iterable[str]) -> EmbeddedPipeline:
-    """As `build_mmdit`: an untrained pipeline around a UNet that predicts v and is sampled by DPM-Solver++."""
+    """As `build_mmdit`: an untrained pipeline around a UNet that predicts v and is sampled by DDIM."""
     tokenizer = build_tokenizer(prompts)
     text_encoder = build_text_encoder(len(tokenizer))
     unet = UNet2DConditionModel(
@@ -103,11 +103,9 @@ def build_unet(prompts: Iterable[str]) -> EmbeddedPipeline:
         cross_attention_dim=TEXT_WIDTH,
         norm_num_groups=16,
     )
-    scheduler = DPMSolverMultistepScheduler(
+    scheduler = DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        thresholding=True,  # with a maximum of 1: the predicted picture is clipped to [-1, 1] at every step
-        sample_max_value=1.0,
+        timestep_spacing="trailing",  # starts from noise alone; the predicted picture is clipped to [-1, 1]
     )
     return EmbeddedPipeline(text_encoder, tokenizer, scheduler, unet=unet)

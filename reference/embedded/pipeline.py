@@ -4,6 +4,7 @@ from math import isqrt
 
 import torch
 from diffusers import (
+    DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -34,7 +35,7 @@ class EmbeddedPipeline(DiffusionPipeline):
         self,
         text_encoder: CLIPTextModel,
         tokenizer: PreTrainedTokenizerFast,
-        scheduler: FlowMatchEulerDiscreteScheduler | DPMSolverMultistepScheduler,
+        scheduler: FlowMatchEulerDiscreteScheduler | DDIMScheduler | DPMSolverMultistepScheduler,
         transformer: SD3Transformer2DModel | None = None,
         unet: UNet2DConditionModel | None = None,
     ):
@@ -80,7 +81,11 @@ class EmbeddedPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: str = "pil",
     ) -> EmbeddedOutput:
-        """Draw `prompt`. `latents` (b, channels, size, size) is the starting noise; `output_type` is pil, np or pt."""
+        """Draw `prompt`.
+
+        `latents` (b, channels, size, size) is the starting noise; `output_type` is pil, np, pt or latent (folded). The
+        scheduler must be one that starts from noise of variance 1 and takes x as it is, as flow matching and DDIM do.
+        """
         prompt = [prompt] if isinstance(prompt, str) else list(prompt)
         model, guided = self.denoiser, guidance_scale != 1.0
         hidden, pooled = self.encode_prompt([""] * len(prompt) + prompt if guided else prompt)
@@ -103,5 +108,7 @@ class EmbeddedPipeline(DiffusionPipeline):
             x = self.scheduler.step(prediction, t, x, return_dict=False)[0]
 
         self.maybe_free_model_hooks()
-        pictures = self.unfold(x).clamp(-1, 1)
-        return EmbeddedOutput(images=self.image_processor.postprocess(pictures, output_type=output_type))
+        x = x.clamp(-1, 1)
+        if output_type == "latent":
+            return EmbeddedOutput(images=x)
+        return EmbeddedOutput(images=self.image_processor.postprocess(self.unfold(x), output_type=output_type))
