@@ -59,14 +59,6 @@ def test_fidelity_of_identical_and_of_disturbed_pictures(evaluator, real):
     assert worse[0]["psnr"] == pytest.approx(-20 * np.log10(0.05), abs=0.2)
 
 
-def test_the_floor_compares_seeds(evaluator, real):
-    dense = real[1].unflatten(0, (2, 20))
-    floor = metrics.fidelity_floor(evaluator, dense)
-    assert floor == metrics.fidelity(evaluator, dense.flip(0), dense)
-    with pytest.raises(ValueError, match="at least 2 seeds"):
-        metrics.fidelity_floor(evaluator, dense[:1])
-
-
 def test_kernel_distance_is_the_unbiased_mmd():
     x, y = torch.randn(60, 8, generator=rng(), dtype=torch.double), torch.randn(90, 8, generator=rng(1)).double() + 0.5
     k = lambda a, b: (a @ b.T / 8 + 1) ** 3  # noqa: E731

@@ -3,6 +3,7 @@
 import copy
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -27,6 +28,13 @@ def guided_inputs(pipeline: EmbeddedPipeline, pictures: int) -> dict[str, Tensor
     config = pipeline.denoiser.config
     x = torch.randn(2 * pictures, config.in_channels, config.sample_size, config.sample_size, generator=g)
     return pipeline.inputs(x, torch.full((2 * pictures,), 500.0), hidden, pooled)
+
+
+def noise(pipeline: EmbeddedPipeline, prompts: int, seeds: Sequence[int]) -> Tensor:
+    """Starting noise (s * p, channels, size, size): all prompts from the first seed, then from the next."""
+    config = pipeline.denoiser.config
+    shape = (prompts, config.in_channels, config.sample_size, config.sample_size)
+    return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def count(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, int]:

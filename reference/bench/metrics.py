@@ -56,13 +56,6 @@ def fidelity(evaluator: Evaluator, pictures: Tensor, dense: Tensor) -> list[dict
     return [{"metric": metric} | interval(value) for metric, value in values.items()]
 
 
-def fidelity_floor(evaluator: Evaluator, dense: Tensor) -> list[dict]:
-    """The same between the dense pictures of one seed and the next; at least 2 seeds."""
-    if len(dense) < 2:
-        raise ValueError("the noise floor needs pictures from at least 2 seeds")
-    return fidelity(evaluator, dense.roll(1, 0), dense)
-
-
 def kernel_distance(x_nf: Tensor, y_mf: Tensor, prompts: int) -> dict:
     """Kernel distance (Binkowski et al. 2018, arXiv 1801.01401, section 4) of n pictures to m drawings, by features.
 
