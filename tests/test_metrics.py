@@ -42,6 +42,14 @@ def test_an_interval_agrees_with_the_normal_one_and_counts_prompts():
     assert copies["n"] == 4000
 
 
+def test_intervals_shrink_with_pictures():
+    g = np.random.default_rng(1)
+    few, many = (metrics.interval(g.normal(10, 2, n)) for n in (10, 1000))
+    width = lambda i: i["ci95"][1] - i["ci95"][0]  # noqa: E731
+    assert width(many) < width(few) / 4
+    assert many["ci95"][0] < 10 < many["ci95"][1]
+
+
 def test_an_interval_without_spread_is_a_point():
     assert metrics.interval(np.full((2, 3), 7.0))["ci95"] == [7.0, 7.0]
 
@@ -61,12 +69,8 @@ def test_fidelity_of_identical_and_of_disturbed_pictures(evaluator, real):
 
 def test_kernel_distance_is_the_unbiased_mmd():
     x, y = torch.randn(60, 8, generator=rng(), dtype=torch.double), torch.randn(90, 8, generator=rng(1)).double() + 0.5
-    k = lambda a, b: (a @ b.T / 8 + 1) ** 3  # noqa: E731
     found = metrics.kernel_distance(x, y, prompts=30)
-    # torchmetrics wants equal numbers for the cross term only through m: give it 60 of each.
-    assert metrics.kernel_distance(x, y[:60], 60)["value"] == pytest.approx(
-        poly_mmd(k(x, x), k(x, y[:60]), k(y[:60], y[:60])).item()
-    )
+    assert metrics.kernel_distance(x, y[:60], 60)["value"] == pytest.approx(poly_mmd(x, y[:60]).item())
     assert found["ci95"][0] < found["value"] < found["ci95"][1]
     assert (found["n"], found["prompts"], found["seeds"]) == (60, 30, 2)
 
@@ -154,8 +158,8 @@ def test_the_evaluator_has_a_split_of_its_own():
 
 def test_unknown_words_are_told_apart_by_their_letters(evaluator):
     a, b = evaluator.text_features(["zzyzx", "qwfpg"])
-    assert not torch.equal(a, b)
-    assert torch.equal(a, evaluator.text_features(["Zzyzx"])[0])
+    assert (a - b).abs().max() > 0.1
+    assert torch.allclose(a, evaluator.text_features(["Zzyzx"])[0], atol=1e-6)
 
 
 def test_augmented_pictures_stay_pictures(real):

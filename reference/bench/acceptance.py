@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     record, pictures = judge(pipeline, protocol)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "acceptance.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    grid(pictures, 10).quantize(128).save(options.out / "acceptance.png", optimize=True)
+    grid(pictures, 10).quantize(256, dither=Image.Dither.NONE).save(options.out / "acceptance.png", optimize=True)
     print(
         f"{record['found_top5']} of {record['listed']} names are among the evaluator's first 5 of {record['gallery']}"
     )

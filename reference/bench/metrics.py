@@ -38,7 +38,7 @@ def psnr(pictures: Tensor, dense: Tensor) -> Tensor:
 
 def ssim(pictures: Tensor, dense: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004, equation 13; Gaussian window of 11), (s, p)."""
-    flat = (x.flatten(0, 1) for x in (pictures, dense))
+    flat = (x.flatten(0, 1).double() for x in (pictures, dense))  # even areas would round away from 1 in fp32
     values = structural_similarity_index_measure(*flat, data_range=1.0, reduction="none")
     return values.reshape(pictures.shape[:2])
 
@@ -82,13 +82,14 @@ def frechet_distance(x_nf: Tensor, y_mf: Tensor, prompts: int, resamples: int = 
     """
     y = y_mf.double().numpy()
     mu_y, c_y = y.mean(0), np.cov(y, rowvar=False)
+    spread, axes = linalg.eigh(c_y)
+    s_y = axes * np.sqrt(np.clip(spread, 0, None)) @ axes.T  # C_y^(1/2); C_x C_y has the eigenvalues of s_y C_x s_y
     x_spf = x_nf.double().numpy().reshape(-1, prompts, x_nf.shape[1])
 
     def distance(chosen: np.ndarray) -> float:
         x = x_spf[:, chosen].reshape(-1, x_spf.shape[2])
         c_x = np.cov(x, rowvar=False)
-        # C_x C_y has the eigenvalues of a product of two positive matrices: real, not negative.
-        root = np.sqrt(np.clip(linalg.eigvals(c_x @ c_y).real, 0, None)).sum()
+        root = np.sqrt(np.clip(linalg.eigvalsh(s_y @ c_x @ s_y), 0, None)).sum()
         return float(np.square(x.mean(0) - mu_y).sum() + np.trace(c_x) + np.trace(c_y) - 2 * root)
 
     everything = np.arange(prompts)

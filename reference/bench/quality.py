@@ -23,6 +23,7 @@ from reference.embedded.evaluator import Evaluator, load_evaluator
 from reference.embedded.models import SIZE
 from reference.embedded.openmoji import catalogue, drawings
 from reference.embedded.pipeline import EmbeddedPipeline
+from reference.request import WITHOUT_DATA
 
 PICTURES = 10  # saved with every result
 
@@ -145,7 +146,7 @@ def run_cell(judge: Judge, subject: Subject, cell: Cell, folder: Path) -> dict:
     try:
         pruned = copy.deepcopy(subject.dense)
         seconds = time.monotonic()
-        needs_data = cell.keywords["criterion"] not in reference.request.WITHOUT_DATA
+        needs_data = cell.keywords["criterion"] not in WITHOUT_DATA
         calibration = _calibration(pruned, protocol) if needs_data else None
         report = reference.prune(pruned, **cell.keywords, calibration=calibration)
         seconds = time.monotonic() - seconds
@@ -206,7 +207,7 @@ def _key(run: Cell | dict) -> tuple[str, str]:
 
 
 COLUMNS = (
-    "model", "granularity", "criterion", "rate", "parameters removed", "prediction error", "PSNR, dB", "SSIM",
+    "model", "granularity", "criterion", "rate", "weights removed", "prediction error", "PSNR, dB", "SSIM",
     "kernel distance", "top 5, seen", "top 5, unseen",
 )  # fmt: skip
 SHOWN = (
