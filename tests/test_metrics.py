@@ -204,4 +204,4 @@ def test_acceptance_judges_what_a_model_draws(real):
     wrong, _ = acceptance.judge(model(7), protocol)
     assert not wrong["accepted"]
     assert wrong["found_top5"] < 20
-    assert acceptance.grid(shown, 10).size == (640, 640)
+    assert acceptance.grid(shown, 10).size == (320, 320)

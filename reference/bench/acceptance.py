@@ -74,10 +74,9 @@ def judge(pipeline: EmbeddedPipeline, protocol: dict) -> tuple[dict, Tensor]:
 
 
 def grid(pictures: Tensor, columns: int) -> Image.Image:
-    """Pictures (p, 3, size, size) in [0, 1] row by row, at twice their size."""
+    """Pictures (p, 3, size, size) in [0, 1] row by row."""
     rows = pictures.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    sheet = Image.fromarray((rows * 255).round().byte().numpy())
-    return sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST)
+    return Image.fromarray((rows * 255).round().byte().numpy())
 
 
 def main(arguments: list[str] | None = None) -> int:
