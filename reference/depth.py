@@ -20,7 +20,7 @@ residuals by place, and so at other blocks of the shorter one.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from reference.anatomy import unit_groups
 from reference.anatomy.blocks import BlockList
-from reference.anatomy.skipping import check, mask_blocks, members, streams
+from reference.anatomy.skipping import blocks_at, check, mask_blocks, members, streams
 from reference.calibration import Call, Source, _evaluating, calls, run
 from reference.criteria.block_influence import block_influence, cosines
 from reference.criteria.random import random_scores
@@ -115,11 +115,14 @@ def influences(root: nn.Module, groups: Sequence[BlockList], source: Source) -> 
 
     def hook(block: nn.Module, args: tuple, kwargs: Mapping, output: object) -> None:
         for x_in, x_out in streams(block, args, kwargs, output):
+            if block in convolutional:  # (b, d, height, width)
+                x_in, x_out = x_in.movedim(1, -1), x_out.movedim(1, -1)
             cosine_sum, tokens = cosines(x_in, x_out)
             sums[block][0] += cosine_sum
             sums[block][1] += tokens
 
-    places = [(group, i, block) for group in groups for i in range(group.count) for block in members(root, group, [i])]
+    places = [(g, i, block) for g in groups for i in range(g.count) for block in blocks_at(root, g, [i])]
+    convolutional = {block for group, _, block in places if group.row.periods}  # Stable Cascade, Wuerstchen
     with ExitStack() as hooks:
         for block in {block for _, _, block in places}:
             hooks.callback(block.register_forward_hook(hook, with_kwargs=True).remove)
@@ -161,9 +164,16 @@ def removal_order(
 
 @torch.no_grad()
 def _prediction(call: Call) -> Tensor:
-    """What the denoiser answers to a call, fp32."""
-    answer = call.denoiser(**call.keywords)
-    return (answer[0] if isinstance(answer, tuple) else next(iter(answer.values()))).float()
+    """All that the denoiser answers to a call, flat, fp32."""
+
+    def tensors(answer: object) -> Iterator[Tensor]:
+        if isinstance(answer, Tensor):
+            yield answer.float().flatten()
+        elif isinstance(answer, Mapping | list | tuple):
+            for part in answer.values() if isinstance(answer, Mapping) else answer:
+                yield from tensors(part)
+
+    return torch.cat(list(tensors(call.denoiser(**call.keywords))))
 
 
 def is_dead(group: BlockList, gone: Mapping[str, Tensor] | None) -> Tensor:

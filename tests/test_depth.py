@@ -240,6 +240,7 @@ def test_rounds_count_original_blocks_and_recovery_trains_the_rest():
 
     def recover(model, number):
         seen.append(len(masked_blocks(model)))
+        model.zero_grad()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         model(**calibration(1)[0], return_dict=False)[0].square().mean().backward()
         assert all(p.grad is None for p in model.get_submodule(masked_blocks(model)[0]).parameters())
