@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from reference.anatomy import denoisers, unit_groups
 from reference.anatomy.groups import cut_units, group_parameters, mask_units
+from reference.anatomy.modulation import Basis, cut_directions, mask_directions
 from reference.anatomy.skipping import block_parameters, cut_blocks, mask_blocks
 from reference.calibration import Calibration, Source, as_source
 from reference.compensation import COMPENSATING, remove_and_compensate
@@ -17,6 +18,7 @@ from reference.depth import remove_blocks
 from reference.errors import NeedsCalibration, NotPrunable
 from reference.heads import plan_heads
 from reference.iterative import rates_by_round, stay_removed
+from reference.low_rank import remove_directions
 from reference.plans import Plan, digest
 from reference.report import Report, make_report
 from reference.request import STRUCTURED, WITHOUT_DATA, Request, parse_n_m
@@ -61,13 +63,14 @@ def plan(
     min_keep: int = 1,
     exact_only: bool = False,
     seed: int = 0,
+    rank: int | None = None,
 ) -> Plan:
     """Decide which units go; the model stays as it is, bit for bit.
 
     Args:
         model: a diffusers denoiser, or a pipeline, whose denoisers are planned together.
-        granularity: `weight`, a pattern `N:M`, `head`, `neuron`, `channel` (whole norm groups in residual
-            blocks), or `block`.
+        granularity: `weight`, a pattern `N:M`, `head`, `neuron`, `channel` (whole norm groups in residual blocks),
+            `block`, or `rank` (directions of the vector that modulation layers share).
         amount: fraction in [0, 1), or {component or fnmatch pattern: fraction}; left out for `N:M`.
         criterion: how units are scored; which ones serve which granularity and scope is `request.SERVES`.
         scope: among which units the lowest are taken: `row` (weights only), `layer`, `component`, `global`.
@@ -79,13 +82,14 @@ def plan(
         min_keep: units that every group keeps.
         exact_only: refuse units whose cut only approximates masking them.
         seed: of the random criterion.
+        rank: for granularity `rank`, how many directions every group keeps, instead of `amount`.
 
     Raises:
         ValueError: for arguments that make no sense.
         NotPrunable: for models that have no such units, or none that can be cut.
         NeedsCalibration: for criteria that look at data, without any.
     """
-    request = Request(granularity, amount, criterion, scope, only, skip, round_to, min_keep, exact_only, seed)
+    request = Request(granularity, amount, criterion, scope, only, skip, round_to, min_keep, exact_only, seed, rank)
     root, source = as_root(model), _source(request, calibration)
     if criterion not in COMPENSATING:
         return _plan(root, request, source)
@@ -122,7 +126,10 @@ def _plan(
 
     Criteria that compensate write the new weights into the model, and copies of the old ones into `originals`.
     """
-    if request.criterion in COMPENSATING:
+    weights: dict[str, Tensor] = {}
+    if request.granularity == "rank":
+        removed, skipped, weights = remove_directions(root, request, source, gone)
+    elif request.criterion in COMPENSATING:
         removed, skipped = remove_and_compensate(root, request, source, gone, originals)
     elif request.granularity in STRUCTURED:
         method = remove_blocks if request.granularity == "block" else remove_units
@@ -130,7 +137,8 @@ def _plan(
     else:
         method = remove_n_m if parse_n_m(request.granularity) else remove_weights
         removed, skipped = method(root, request, source, gone)
-    plan = Plan.of(request.granularity, removed, digest=digest(root), request=asdict(request), skipped=skipped)
+    facts = {"digest": digest(root), "request": asdict(request), "skipped": skipped, "weights": weights}
+    plan = Plan.of(request.granularity, removed, **facts)
     if request.granularity in STRUCTURED:
         groups, _ = unit_groups(root, request.granularity)
         plan.approximate = {
@@ -158,8 +166,9 @@ def apply(model: nn.Module | DiffusionPipeline, plan: Plan, mode: str = "cut") -
     if digest(root) != plan.digest:
         raise ValueError("the plan was made for another model, or for this one before it changed; make a new plan")
     before = {name: p.numel() for name, p in root.named_parameters()}
-    for name, weight in plan.weights.items():
-        root.get_parameter(name).data.copy_(weight)
+    if plan.granularity != "rank":  # whose weights are bases, not replacements
+        for name, weight in plan.weights.items():
+            root.get_parameter(name).data.copy_(weight)
     _carry_out(root, plan, mode)
     for denoiser in denoisers(root).values():
         denoiser._pruning_history = [
@@ -175,6 +184,13 @@ def _carry_out(root: nn.Module, plan: Plan, mode: str) -> None:
     if plan.granularity not in STRUCTURED:
         return zero_weights(root, removed)
     groups = {group.name: group for group in unit_groups(root, plan.granularity)[0]}
+    if plan.granularity == "rank":
+        kept = {
+            groups[name]: Basis(plan.weights[f"{name}.basis"], plan.weights[f"{name}.mean"])
+            for name, gone in removed.items()
+            if gone.any()
+        }
+        return (cut_directions if mode == "cut" else mask_directions)(root, kept)
     numbers = {groups[name]: gone.nonzero().flatten() for name, gone in removed.items()}
     mask, cut = (mask_blocks, cut_blocks) if plan.granularity == "block" else (mask_units, cut_units)
     (cut if mode == "cut" else mask)(root, numbers)

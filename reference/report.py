@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from reference.anatomy.skipping import masked_blocks
+from reference.low_rank import larger_than_dense
 from reference.plans import Plan
 
 
@@ -31,6 +32,7 @@ class Report:
     nonzero: int
     skipped: dict[str, str]
     approximate: dict[str, str]
+    larger: dict[str, str]  # low-rank groups that take more parameters than the dense layers did
     plan: Plan
 
     @property
@@ -60,6 +62,7 @@ class Report:
             f"{self.granularity} ({self.mode}): {self.unit_rate:.1%} of {units:,} units in "
             f"{len(self.layers)} layers; parameters {before:,} -> {after:,} ({self.model_rate:.1%} of the whole model "
             f"removed), of which {after - self.nonzero:,} are zero or masked; {len(self.skipped)} layers skipped"
+            + "".join(f"; {layer}: {numbers}" for layer, numbers in self.larger.items())
         )
 
 
@@ -77,5 +80,6 @@ def make_report(root: nn.Module, plan: Plan, mode: str, before: Mapping[str, int
         nonzero=sum(int(torch.count_nonzero(p)) for p in parameters.values() if p not in idle),
         skipped=dict(plan.skipped),
         approximate=dict(plan.approximate),
+        larger=larger_than_dense(root, before) if plan.granularity == "rank" else {},
         plan=plan,
     )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from reference.anatomy import attention, blocks, convolution, feed_forward, packed, parallel
+from reference.anatomy import attention, blocks, convolution, feed_forward, modulation, packed, parallel
 from reference.anatomy.blocks import BlockList
 from reference.anatomy.groups import Group
 from reference.errors import NotPrunable
@@ -25,6 +25,7 @@ RULES = {
     "neuron": (feed_forward.neurons, parallel.neurons, convolution.neurons),
     "channel": (convolution.channels,),
     "block": (blocks.block_lists,),
+    "rank": (modulation.directions,),
 }
 # What no rule can see from a module alone, because something around it depends on the units.
 REFUSED = {
@@ -35,6 +36,9 @@ REFUSED = {
     ("LTX2VideoTransformer3DModel", "head"): "the rotary table spans all heads of a layer, each at its own frequencies",
     ("SanaWMLTX2RefinerTransformer3DModel", "head"): "the rotary table spans all heads of a layer",
     ("RFD4ProteinaTransformer", "head"): "forward reshapes the attention's output to the width of the tokens",
+    ("RFD4ProteinaTransformer", "rank"): "every norm reads another vector, made anew for each token",
+    ("Flux3Transformer2DModel", "rank"): "one layer a modality serves all its blocks, with a vector for each token",
+    ("ChromaTransformer2DModel", "rank"): "an approximator makes all modulation vectors; no block has a Linear for it",
 }
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
