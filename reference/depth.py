@@ -164,7 +164,7 @@ def removal_order(
 
 @torch.no_grad()
 def _prediction(call: Call) -> Tensor:
-    """All that the denoiser answers to a call, flat, fp32."""
+    """All that the denoiser answers to a call, flat, fp32: a ControlNet gives many tensors."""
 
     def tensors(answer: object) -> Iterator[Tensor]:
         if isinstance(answer, Tensor):

@@ -268,6 +268,36 @@ def test_a_block_that_does_nothing_goes_first(criterion, scope):
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@torch.no_grad()
+def test_sensitivity_sees_all_that_a_controlnet_answers():
+    """Its first residual comes before all blocks."""
+    model, inputs = make("ControlNetModel")
+    block = model.mid_block.attentions[0].transformer_blocks[1]
+    for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    plan = reference.plan(model, "block", 0.5, criterion="sensitivity", only="mid_block*", calibration=[inputs])
+    assert {name: kept.tolist() for name, kept in plan.keep.items()} == {
+        "mid_block.attentions.0.transformer_blocks": [0]
+    }
+
+
+@pytest.mark.parametrize("name", ["WuerstchenPrior", "WanAnimateTransformer3DModel", "HunyuanDiT2DModel"])
+def test_influence_of_bundles_is_the_sum_of_their_blocks(name):
+    """Convolutional blocks, blocks with a follower, skip pairs: the bundle that does next to nothing goes."""
+    model, inputs = make(name)
+    group = next(iter(reference.units(model, "block"))).name
+    bundle = {"WuerstchenPrior": [3, 4, 5], "WanAnimateTransformer3DModel": [2, 3], "HunyuanDiT2DModel": [1, 6]}[name]
+
+    def hardly_turn(block, args, kwargs, out):
+        return (args or tuple(kwargs.values()))[0] + 1e-3 * torch.tanh(out)
+
+    for place in bundle:
+        model.get_submodule(group)[place].register_forward_hook(hardly_turn, with_kwargs=True)
+    plan = reference.plan(model, "block", 0.34, criterion="block-influence", calibration=[inputs])
+    assert plan.removed(group).nonzero().flatten().tolist() == bundle
+
+
 def test_sensitivity_asks_again_after_every_removal():
     """Two blocks that undo each other: each alone matters, both together do not."""
     errors = {(0,): 9.0, (1,): 2.0, (2,): 3.0, (0, 1): 9.0, (1, 2): 5.0, (0, 2): 8.0}
