@@ -17,9 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import reference
-from reference.bench import measure, results
+from reference.bench import criteria, measure, quality, results
 from reference.bench.device import ROOT, device_folder
-from reference.bench.quality import COLUMNS, list_cells, rows, run_quality
 from reference.embedded import EMBEDDED, load_embedded
 from reference.embedded.models import SIZE
 from reference.embedded.openmoji import drawings
@@ -32,11 +31,11 @@ PROTOCOLS = Path(__file__).parent / "protocols"
 def main(arguments: list[str] | None = None) -> int:
     """Run a suite; 0 if every run is ok, 1 if one failed, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="python -m reference.bench", description=__doc__)
-    parser.add_argument("--suite", default="embedded", choices=["embedded", "quality"])
+    parser.add_argument("--suite", default="embedded", choices=["embedded", "engine", "quality"])
     parser.add_argument("--protocol", type=Path, help="another protocol file than the suite's own")
     parser.add_argument("--method", action="append", help="only this entry, e.g. head (may be repeated)")
     parser.add_argument("--model", action="append", help="quality: only this model (may be repeated)")
-    parser.add_argument("--resume", action="store_true", help="quality: leave out what has a result already")
+    parser.add_argument("--resume", action="store_true", help="engine, quality: leave out what has a result already")
     parser.add_argument("--budget-s", type=float, help="quality: start no run after so many seconds")
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the result files")
     parser.add_argument("--seed", type=int, default=0, help="seed of recovery")
@@ -46,8 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
     file = options.protocol or PROTOCOLS / f"{options.suite}.yaml"
     try:
         protocol = yaml.safe_load(file.read_text())
-        quality = options.suite == "quality"
-        jobs = list_cells(protocol, options.model, options.method) if quality else list_jobs(protocol, options.method)
+        if options.suite == "quality":
+            jobs = quality.list_cells(protocol, options.model, options.method)
+        elif options.suite == "engine":
+            jobs = criteria.list_cells(protocol, options.method)
+        else:
+            jobs = list_jobs(protocol, options.method)
     except (OSError, ValueError, yaml.YAMLError) as error:
         print(f"error: {file}: {error}", file=sys.stderr)
         return 2
@@ -61,9 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
         library.utils.logging.disable_progress_bar()
     folder = options.out / options.suite / device_folder()
     started = time.monotonic()
-    if quality:
-        runs = run_quality(file, jobs, folder, options.resume, options.budget_s)
-        print_table([list(COLUMNS), *rows(runs)])
+    if options.suite != "embedded":
+        if options.suite == "quality":
+            runs = quality.run_quality(file, jobs, folder, options.resume, options.budget_s)
+            print_table([list(quality.COLUMNS), *quality.rows(runs)])
+        else:
+            runs = criteria.run_criteria(file, jobs, folder, options.resume)
+            print_table([list(criteria.COLUMNS), *criteria.rows(runs)])
         print(f"\n{len(runs)} runs; result files and pictures: {folder}")
         return int(any(run["status"] == "failed" for run in runs))
     runs = run_suite(protocol, hashlib.sha256(file.read_bytes()).hexdigest(), jobs, folder, options.seed)
