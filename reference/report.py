@@ -1,12 +1,13 @@
 """What pruning did, per layer and for the whole model: the rate of the targeted units is not the rate of the model."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import nn
 
 from reference.plans import Plan
+from reference.threshold import count_nonzero
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Report:
 
 def make_report(root: nn.Module, plan: Plan, mode: str, before: Mapping[str, int]) -> Report:
     """Count what is there now. `before`: parameter name -> number of weights before pruning."""
-    layers = [Layer(name, gone.numel(), int((~gone).sum())) for name in plan.keep for gone in [plan.removed(name)]]
+    layers = [Layer(name, math.prod(plan.shapes[name]), plan.kept(name)) for name in plan.keep]
     parameters = dict(root.named_parameters())
     return Report(
         granularity=plan.granularity,
@@ -72,7 +73,7 @@ def make_report(root: nn.Module, plan: Plan, mode: str, before: Mapping[str, int
         layers=layers,
         parameters_before=sum(before.values()),
         parameters_after=sum(p.numel() for p in parameters.values()),
-        nonzero=sum(int(torch.count_nonzero(p)) for p in parameters.values()),
+        nonzero=sum(count_nonzero(p) for p in parameters.values()),
         skipped=dict(plan.skipped),
         approximate=dict(plan.approximate),
         plan=plan,

@@ -36,7 +36,7 @@ def mark_lowest(tensors: Sequence[Tensor], k: int, magnitudes: bool) -> Iterator
     """
     t, ties = kth_lowest(tensors, k, magnitudes)
     scratch = np.empty(CHUNK, dtype=bool)
-    for position, start, keys in _keys(tensors, magnitudes):
+    for position, start, keys in key_chunks(tensors, magnitudes):
         marks = scratch[: len(keys)]
         tied = np.count_nonzero(np.equal(keys, t, out=marks)) if ties else 0
         if tied > ties:
@@ -62,14 +62,14 @@ def kth_lowest(tensors: Sequence[Tensor], k: int, magnitudes: bool) -> tuple[int
         shift = max(0, (high - low).bit_length() - BINS)
         histogram = np.zeros((high - low >> shift) + 1, dtype=np.int64)
         scratch, below = np.empty(CHUNK, dtype=bool), 0
-        for position, _, keys in _keys(tensors, magnitudes):
+        for position, _, keys in key_chunks(tensors, magnitudes):
             if first:
                 check_finite(keys, dtype, tensors[position], magnitudes, position)
             marks = scratch[: len(keys)]
             below += np.count_nonzero(np.less(keys, low, out=marks))
             offsets = np.subtract(keys, keys.dtype.type(low), out=keys).view(f"u{keys.itemsize}")  # wraps below low
             np.less_equal(offsets, high - low, out=marks)
-            np.add.at(histogram, np.compress(marks, offsets) >> shift, 1)
+            np.add.at(histogram, offsets.compress(marks) >> shift, 1)
         first = False
         rank, counted = k - below, np.cumsum(histogram)
         if rank < 1:
@@ -81,6 +81,13 @@ def kth_lowest(tensors: Sequence[Tensor], k: int, magnitudes: bool) -> tuple[int
             if shift == 0:
                 return low + found, int(rank - (counted[found - 1] if found else 0))
             low, high = low + (found << shift), min(high, low + (found + 1 << shift) - 1)
+
+
+def count_nonzero(tensor: Tensor) -> int:
+    """How many elements are neither +0.0 nor -0.0; torch's own count takes 30 times as long if zeros are scattered."""
+    if tensor.device.type != "cpu" or tensor.dtype not in PATTERNS:
+        return int(torch.count_nonzero(tensor))
+    return sum(np.count_nonzero(keys) for _, _, keys in key_chunks([tensor], magnitudes=True))
 
 
 def check_finite(keys: np.ndarray, dtype: torch.dtype, tensor: Tensor, magnitudes: bool, position: int = 0) -> None:
@@ -106,7 +113,7 @@ def _bracket(tensors: Sequence[Tensor], k: int, magnitudes: bool) -> tuple[int, 
     return int(sample[max(0, int(rank - margin))]), int(sample[min(len(sample) - 1, int(rank + margin))])
 
 
-def _keys(tensors: Sequence[Tensor], magnitudes: bool) -> Iterator[tuple[int, int, np.ndarray]]:
+def key_chunks(tensors: Sequence[Tensor], magnitudes: bool) -> Iterator[tuple[int, int, np.ndarray]]:
     """Position, start and keys of every chunk; the keys may be written over and live until the next chunk."""
     dtype = pattern_dtype(tensors)
     scratch = None
@@ -120,7 +127,7 @@ def _keys(tensors: Sequence[Tensor], magnitudes: bool) -> Iterator[tuple[int, in
 
 def sort_keys(patterns: np.ndarray, magnitudes: bool, out: np.ndarray | None = None) -> np.ndarray:
     """Signed integers that sort like the floats whose bit patterns are given, or like their magnitudes."""
-    keys = np.bitwise_and(patterns, np.iinfo(patterns.dtype).max, out=out)
+    keys = np.bitwise_and(patterns, (1 << (8 * patterns.itemsize - 1)) - 1, out=out)
     if not magnitudes:
         sign = patterns >> (8 * patterns.itemsize - 1)  # 0 or -1
         keys ^= sign
