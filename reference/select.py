@@ -115,10 +115,11 @@ def _lowest_of_words(scores: Tensor, n: int, m: int, magnitudes: bool) -> Tensor
     each = int.from_bytes(b"\x01" * m, "little")
     places = int.from_bytes(bytes(range(m)), "little")
     left = [word((1 << 8 * (m - d)) - 1) for d in range(m)]  # bytes of the m - d scores that have one d to their right
-    scratch, before = np.empty(threshold.CHUNK, dtype=patterns.dtype), np.zeros(threshold.CHUNK, dtype=bool)
-    pairs, ahead = np.empty((2, threshold.CHUNK // m), dtype=word)
-    for start in range(0, len(patterns), threshold.CHUNK):
-        chunk = patterns[start : start + threshold.CHUNK]
+    size = min(threshold.CHUNK, len(patterns))
+    scratch, before = np.empty(size, dtype=patterns.dtype), np.zeros(size, dtype=bool)
+    pairs, ahead = np.empty((2, size // m), dtype=word)
+    for start in range(0, len(patterns), size):
+        chunk = patterns[start : start + size]
         keys = threshold.sort_keys(chunk, magnitudes, out=scratch[: len(chunk)])
         threshold.check_finite(keys, dtype, scores, magnitudes)
         ahead.fill(places)

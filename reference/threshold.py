@@ -87,7 +87,7 @@ def count_nonzero(tensor: Tensor) -> int:
     """How many elements are neither +0.0 nor -0.0; torch's own count takes 30 times as long if zeros are scattered."""
     if tensor.device.type != "cpu" or tensor.dtype not in PATTERNS:
         return int(torch.count_nonzero(tensor))
-    return sum(np.count_nonzero(keys) for _, _, keys in key_chunks([tensor], magnitudes=True))
+    return sum(int(np.count_nonzero(keys)) for _, _, keys in key_chunks([tensor], magnitudes=True))
 
 
 def check_finite(keys: np.ndarray, dtype: torch.dtype, tensor: Tensor, magnitudes: bool, position: int = 0) -> None:
