@@ -17,6 +17,7 @@ METHODS = {
     "iterative": {"granularity": "weight", "schedule": "cubic", "rounds": 5},
     "head": {"granularity": "head"},
     "2:4": {"granularity": "2:4"},
+    "depth": {"granularity": "block"},
 }
 
 
@@ -43,7 +44,8 @@ def create_pruned_pipeline(
     Args:
         model_path: `openmoji-mmdit`, the trained model that ships with this package, a diffusers folder, or a hub id.
         pruning_amount: fraction of the units to remove.
-        method: `magnitude`, `structured`, `iterative`, `head` or `2:4` (which removes half, whatever the amount).
+        method: `magnitude`, `structured`, `iterative`, `head`, `depth` or `2:4` (which removes half, whatever the
+            amount).
         dtype: of the loaded weights.
     """
     keywords = method_keywords(method, pruning_amount)
