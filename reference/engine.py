@@ -180,10 +180,10 @@ def apply(model: nn.Module | DiffusionPipeline, plan: Plan, mode: str = "cut") -
 
 def _carry_out(root: nn.Module, plan: Plan, mode: str) -> None:
     """Mask or cut what the plan removes."""
-    removed = {name: plan.removed(name) for name in plan.keep}
     if plan.granularity not in STRUCTURED:
-        return zero_weights(root, removed)
+        return zero_weights(root, plan)
     groups = {group.name: group for group in unit_groups(root, plan.granularity)[0]}
+    removed = {name: plan.removed(name) for name in plan.keep}
     if plan.granularity == "rank":
         kept = {
             groups[name]: Basis(plan.weights[f"{name}.basis"], plan.weights[f"{name}.mean"])
@@ -219,7 +219,8 @@ def prune(
     dense, gone = digest(root), None
     for number, rate in enumerate(rates, start=1):
         current = _plan(root, rate, source, gone)
-        gone = {name: current.removed(name) for name in current.keep}
+        if number < len(rates):
+            gone = {name: current.removed(name) for name in current.keep}
         if recover is not None:
             with stay_removed(lambda: _carry_out(root, current, "mask")):  # noqa: B023 - used within this round only
                 recover(model, number)
