@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import reference
-from reference.bench import measure, results
+from reference.bench import measure, metrics, results
 from reference.calibration import Call, calls
 from reference.criteria.obs_diff import timestep_weights
 from reference.denoising_loss import prediction_of
@@ -126,7 +126,7 @@ def _measure(run: dict, cell: Cell, dense: EmbeddedPipeline, seeds: list[Seed], 
         "recovery_seconds": 0.0,
     }
     for metric, of_seeds in errors.items() if cell.keywords else []:
-        found = measure.interval(np.concatenate(of_seeds))
+        found = metrics.interval(np.concatenate(of_seeds))
         run["quality"].append({"metric": metric, **found, "per_seed": [float(e.mean()) for e in of_seeds]})
 
 
