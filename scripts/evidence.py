@@ -9,7 +9,7 @@ import vl_convert
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from reference.bench import results
+from reference.bench import criteria_table, results
 from reference.bench.device import ROOT
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
@@ -29,12 +29,11 @@ GAIN_COLUMNS = ("entry", "asked", *GAINS, *COSTS)
 README_COLUMNS = (*LEFT_COLUMNS[:5], *GAINS[::2], *COSTS[1:])
 
 
-def published() -> list[dict]:
-    """Runs of the newest session on each published device."""
+def published(suite: str = "embedded") -> list[dict]:
+    """Runs of a suite's newest session on each published device."""
     runs = []
-    for suite, devices in yaml.safe_load(PUBLISHED.read_text()).items():
-        for device in devices:
-            runs += results.newest(results.read(ROOT / "results" / suite / device))
+    for device in yaml.safe_load(PUBLISHED.read_text()).get(suite, []):
+        runs += results.newest(results.read(ROOT / "results" / suite / device))
     return runs
 
 
@@ -121,6 +120,61 @@ def site_page(repo_url: str = "") -> str:
             "",
         ]
     )
+
+
+def criteria_page() -> str:
+    """Markdown of site/generated/criteria.md: every criterion at one rate a granularity, and whether orders hold."""
+    runs = published("engine")
+    if not runs:
+        return "# Criteria compared\n\nNo published run yet. Run `python -m reference.bench --suite engine`.\n"
+    first = runs[0]
+    rows = [list(criteria_table.COLUMNS), ["---"] * len(criteria_table.COLUMNS), *criteria_table.rows(runs)]
+    return "\n\n".join(
+        [
+            "---\nhide: [toc]\n---",
+            "# Criteria compared",
+            "<!-- Generated from results/ by `python -m scripts.render`; edits here are overwritten. -->",
+            f"{machine(first)} Protocol `{first['protocol']['id']}`, model `{first['subject']['model']}`. Repeat it with "
+            "`python -m reference.bench --suite engine`. The error is that of the prediction, relative to the dense "
+            f"model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration did not "
+            f"see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense model; at 1 "
+            "the error is as large as what is to be predicted. Intervals are 95 % bootstraps over pictures.",
+            "\n".join("| " + " | ".join(row) + " |" for row in rows),
+            "## Do the orders that papers report hold here?",
+            "\n".join(f"- {sentence}" for sentence in orders(runs)),
+            "",
+        ]
+    )
+
+
+# Criteria that should do no worse than the next one, and by which error.
+EXPECTED = (
+    ("weight", "prediction_error", (("obs", "layer"), ("wanda", "row"), ("magnitude", "layer"))),
+    ("2:4", "prediction_error", (("obs", "layer"), ("wanda", "layer"), ("magnitude", "layer"))),
+    *((g, "weighted_prediction_error", (("obs-diff", "layer"), ("obs", "layer"))) for g in ("weight", "2:4", "neuron")),
+    ("head", "weighted_prediction_error", (("obs-diff", "layer"), ("obs", "layer"))),
+)
+
+
+def orders(runs: list[dict]) -> list[str]:
+    """For every expected order whether it holds, seed by seed."""
+    found = {
+        (run["config"]["granularity"], run["config"]["criterion"], run["config"]["scope"], quality["metric"]): quality
+        for run in runs
+        for quality in run["quality"]
+    }
+    sentences = []
+    for granularity, metric, chain in EXPECTED:
+        errors = [found.get((granularity, criterion, scope, metric)) for criterion, scope in chain]
+        if None in errors:
+            continue
+        seeds = list(zip(*(error["per_seed"] for error in errors), strict=True))
+        holding = sum(list(seed) == sorted(seed) for seed in seeds)
+        verdict = "holds" if holding == len(seeds) else "does not hold" if holding == 0 else "depends on the seed"
+        names = " <= ".join(f"{c} ({error['value']:.4f})" for (c, _), error in zip(chain, errors, strict=True))
+        weighted = "error with early steps counting more" if metric.startswith("weighted") else "error"
+        sentences.append(f"{granularity}, {weighted}: {names} {verdict}: in {holding} of {len(seeds)} seeds.")
+    return sentences
 
 
 def coverage_page() -> str:

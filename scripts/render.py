@@ -423,6 +423,7 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
         "glossary": site_glossary(vocab),
         "results": evidence.site_page(address),
         "coverage": evidence.coverage_page(),
+        "criteria": evidence.criteria_page(),
     }
     write(readme_path, readme)
     for name, text in pages.items():

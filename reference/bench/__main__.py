@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import reference
-from reference.bench import criteria, measure, quality, results
+from reference.bench import criteria, criteria_table, measure, quality, results
 from reference.bench.device import ROOT, device_folder
 from reference.embedded import EMBEDDED, load_embedded
 from reference.embedded.models import SIZE
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             print_table([list(quality.COLUMNS), *quality.rows(runs)])
         else:
             runs = criteria.run_criteria(file, jobs, folder, options.resume)
-            print_table([list(criteria.COLUMNS), *criteria.rows(runs)])
+            print_table([list(criteria_table.COLUMNS), *criteria_table.rows(runs)])
         print(f"\n{len(runs)} runs; result files and pictures: {folder}")
         return int(any(run["status"] == "failed" for run in runs))
     runs = run_suite(protocol, hashlib.sha256(file.read_bytes()).hexdigest(), jobs, folder, options.seed)
