@@ -9,6 +9,7 @@ from importlib import import_module
 
 _HOME = {
     "engine": ("Units", "apply", "plan", "prune", "prune_heads", "units"),
+    "calibration": ("Calibration",),
     "plans": ("Plan",),
     "report": ("Report",),
     "checkpoint": ("load_pruned", "save_pruned"),

@@ -1,7 +1,7 @@
 """Plan, apply, prune: the public verbs, each a few lines over score -> select -> cut."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from reference.anatomy import unit_groups
 from reference.anatomy.groups import cut_units, group_parameters, mask_units
-from reference.errors import NotPrunable
+from reference.calibration import Calibration, Source, as_source
+from reference.compensation import COMPENSATING, remove_and_compensate
+from reference.errors import NeedsCalibration, NotPrunable
 from reference.heads import plan_heads
 from reference.iterative import rates_by_round, stay_removed
 from reference.plans import Plan, digest
 from reference.report import Report, make_report
-from reference.request import STRUCTURED, Request, parse_n_m
+from reference.request import STRUCTURED, WITHOUT_DATA, Request, parse_n_m
 from reference.semi_structured import remove_n_m
 from reference.structured import remove_units
 from reference.targets import weight_targets
@@ -49,6 +51,7 @@ def plan(
     amount: float | Mapping[str, float] | None = None,
     criterion: str = "magnitude",
     scope: str = "layer",
+    calibration: Calibration | Iterable[Mapping[str, Any]] | None = None,
     only: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | None = None,
     round_to: int | str = "auto",
@@ -62,8 +65,10 @@ def plan(
         model: a diffusers denoiser, or a pipeline, whose denoisers are planned together.
         granularity: `weight`, a pattern `N:M`, `head`, `neuron`, or `channel` (whole norm groups in residual blocks).
         amount: fraction in [0, 1), or {component or fnmatch pattern: fraction}; left out for `N:M`.
-        criterion: `magnitude` or `random`.
+        criterion: how units are scored; which ones serve which granularity and scope is `request.SERVES`.
         scope: among which units the lowest are taken: `row` (weights only), `layer`, `component`, `global`.
+        calibration: what criteria that look at data look at: `reference.Calibration(pipeline, prompts)`, or dicts of
+            the denoiser's forward keywords, call by call (with `target` for criteria that ask the loss).
         only: fnmatch patterns of layer names to prune; reaches layers outside the repeated blocks as well.
         skip: fnmatch patterns of layer names to leave whole.
         round_to: tile that kept widths are rounded to; `"auto"` is 64 from a width of 1024 on, else 1.
@@ -74,18 +79,52 @@ def plan(
     Raises:
         ValueError: for arguments that make no sense.
         NotPrunable: for models that have no such units, or none that can be cut.
+        NeedsCalibration: for criteria that look at data, without any.
     """
     request = Request(granularity, amount, criterion, scope, only, skip, round_to, min_keep, exact_only, seed)
-    return _plan(as_root(model), request)
+    root, source = as_root(model), _source(request, calibration)
+    if criterion not in COMPENSATING:
+        return _plan(root, request, source)
+    before, originals = digest(root), {}
+    try:
+        plan = _plan(root, request, source, originals=originals)
+        plan.weights = {name: root.get_parameter(name).detach().cpu().clone() for name in originals}
+    finally:
+        for name, weight in originals.items():
+            root.get_parameter(name).data.copy_(weight)
+    plan.digest = before
+    return plan
 
 
-def _plan(root: nn.Module, request: Request, gone: Mapping[str, Tensor] | None = None) -> Plan:
-    """The plan for a checked request; `gone` are units removed in earlier rounds, which stay removed."""
-    if request.granularity in STRUCTURED:
-        method = remove_units
+def _source(request: Request, calibration: Calibration | Iterable[Mapping[str, Any]] | None) -> Source | None:
+    if request.criterion in WITHOUT_DATA:
+        return None
+    if calibration is None:
+        raise NeedsCalibration(
+            f"criterion {request.criterion!r} looks at data: calibration=reference.Calibration(pipeline, prompts), or "
+            "dicts of the denoiser's forward keywords"
+        )
+    return as_source(calibration)
+
+
+def _plan(
+    root: nn.Module,
+    request: Request,
+    source: Source | None,
+    gone: Mapping[str, Tensor] | None = None,
+    originals: dict[str, Tensor] | None = None,
+) -> Plan:
+    """The plan for a checked request; `gone` are units removed in earlier rounds, which stay removed.
+
+    Criteria that compensate write the new weights into the model, and copies of the old ones into `originals`.
+    """
+    if request.criterion in COMPENSATING:
+        removed, skipped = remove_and_compensate(root, request, source, gone, originals)
+    elif request.granularity in STRUCTURED:
+        removed, skipped = remove_units(root, request, source, gone)
     else:
         method = remove_n_m if parse_n_m(request.granularity) else remove_weights
-    removed, skipped = method(root, request, gone)
+        removed, skipped = method(root, request, source, gone)
     plan = Plan.of(request.granularity, removed, digest=digest(root), request=asdict(request), skipped=skipped)
     if request.granularity in STRUCTURED:
         groups, _ = unit_groups(root, request.granularity)
@@ -141,20 +180,22 @@ def prune(
     schedule: str = "one-shot",
     rounds: int = 1,
     recover: Callable[[Any, int], None] | None = None,
+    calibration: Calibration | Iterable[Mapping[str, Any]] | None = None,
     **keywords: Any,
 ) -> Report:
     """Plan and cut in place, at once or in several rounds (`iterative.py`); keywords as in `plan`.
 
+    Criteria that compensate change the weights package by package and keep no copy of them. Each round calibrates anew.
     `recover(model, round)` is called after each round, rounds counted from 1, to train what is left. Until the last
     round is over, removed units are masked and held at zero through every optimizer step; then they are cut. The
     report's plan refers to the dense model.
     """
     request = Request(granularity, amount, **keywords)
-    root = as_root(model)
+    root, source = as_root(model), _source(request, calibration)
     rates = rates_by_round(request, schedule, rounds)
-    source, gone = digest(root), None
+    dense, gone = digest(root), None
     for number, rate in enumerate(rates, start=1):
-        current = _plan(root, rate, gone)
+        current = _plan(root, rate, source, gone)
         gone = {name: current.removed(name) for name in current.keep}
         if recover is not None:
             with stay_removed(lambda: _carry_out(root, current, "mask")):  # noqa: B023 - used within this round only
@@ -165,7 +206,7 @@ def prune(
     current.digest = digest(root)
     current.request |= {"amount": amount, "schedule": schedule, "rounds": rounds, "recovered": recover is not None}
     report = apply(model, current, "cut")
-    current.digest = source
+    current.digest = dense
     return report
 
 

@@ -6,19 +6,23 @@ from dataclasses import dataclass
 
 STRUCTURED = ("head", "neuron", "channel")
 GRANULARITIES = ("weight", "N:M", *STRUCTURED)
-# Which criterion serves which granularity, and in which scopes.
+# Which criterion serves which granularity, and in which scopes. N:M ranks within M neighbours whatever the scope.
+ANY, LAYERS, LAYER = ("row", "layer", "component", "global"), ("layer", "component", "global"), ("layer",)
 SERVES = {
-    ("random", "weight"): ("row", "layer", "component", "global"),
-    ("random", "N:M"): ("layer",),
-    ("random", "neuron"): ("layer", "component", "global"),
-    ("random", "channel"): ("layer", "component", "global"),
-    ("random", "head"): ("layer", "component", "global"),
-    ("magnitude", "weight"): ("row", "layer", "component", "global"),
-    ("magnitude", "N:M"): ("layer",),
-    ("magnitude", "neuron"): ("layer", "component", "global"),
-    ("magnitude", "channel"): ("layer", "component", "global"),
-    ("magnitude", "head"): ("layer", "component", "global"),
+    "magnitude": {"weight": ANY, "N:M": LAYER, "head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
+    "magnitude-l1": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
+    "random": {"weight": ANY, "N:M": LAYER, "head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
+    "taylor": {"weight": ANY, "N:M": LAYER, "head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
+    "diff-pruning": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
+    "diff-pruning-script": {"head": LAYER, "neuron": LAYER, "channel": LAYER},
+    "diff-pruning-experiments": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
+    "wanda": {"weight": ANY, "N:M": LAYER},
+    "obs": {"weight": LAYER, "N:M": LAYER, "head": LAYER, "neuron": LAYER, "channel": LAYER},
+    "obs-diff": {"weight": LAYER, "N:M": LAYER, "head": LAYER, "neuron": LAYER, "channel": LAYER},
+    "head-gradient": {"head": LAYERS},
+    "output-energy": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
 }
+WITHOUT_DATA = ("magnitude", "magnitude-l1", "random")  # the others need `calibration`
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,10 @@ class Request:
                 f"unknown granularity {self.granularity!r}; choose weight, a pattern such as 2:4, "
                 f"{', '.join(STRUCTURED[:-1])} or {STRUCTURED[-1]}"
             )
-        if (self.criterion, kind) not in SERVES:
-            known = sorted({criterion for criterion, _ in SERVES})
-            raise ValueError(f"criterion {self.criterion!r} does not serve {kind}; criteria: {', '.join(known)}")
-        scopes = SERVES[self.criterion, kind]
+        if kind not in SERVES.get(self.criterion, {}):
+            serving = [criterion for criterion, granularities in SERVES.items() if kind in granularities]
+            raise ValueError(f"criterion {self.criterion!r} does not serve {kind}; choose {', '.join(serving)}")
+        scopes = SERVES[self.criterion][kind]
         if self.scope not in scopes:
             raise ValueError(
                 f"scope {self.scope!r} does not fit {kind} by {self.criterion}; choose {', '.join(scopes)}"

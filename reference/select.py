@@ -80,6 +80,14 @@ def lowest_per_row(scores_rc: Tensor, k: int) -> Tensor:
     return below | (ties & (ties.cumsum(1) <= ties_left_r1))
 
 
+def lowest_n_m(scores: Tensor, n: int, m: int) -> Tensor:
+    """True at the m - n lowest of each m consecutive input channels, by kernel position; (outputs, inputs, ...)."""
+    if scores.shape[1] % m:
+        raise ValueError(f"{scores.shape[1]} inputs do not divide into groups of {m}")
+    channels_last = scores.movedim(1, -1)
+    return lowest_per_row(channels_last.reshape(-1, m), m - n).reshape(channels_last.shape).movedim(-1, 1)
+
+
 def rounded_keep(keep: int, width: int, round_to: int | str, min_keep: int) -> int:
     """How many of `width` units stay when `keep` were asked for.
 

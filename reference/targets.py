@@ -9,7 +9,7 @@ from torch import nn
 from reference.anatomy import WeightLayer, weight_layers
 from reference.anatomy.groups import Group
 from reference.errors import NotPrunable
-from reference.request import Request
+from reference.request import Request, parse_n_m
 
 Target = TypeVar("Target", WeightLayer, Group)
 
@@ -17,7 +17,8 @@ Target = TypeVar("Target", WeightLayer, Group)
 def weight_targets(root: nn.Module, request: Request) -> tuple[list[WeightLayer], dict[str, str]]:
     """The weight layers to prune, and why each other one is left whole.
 
-    By default the Linear and convolution weights inside lists of blocks; `only` can reach the rest.
+    By default the Linear and convolution weights inside lists of blocks; `only` can reach the rest. For N:M those whose
+    input channels divide into groups of M.
     """
     layers = list(weight_layers(root))
     if not layers:
@@ -29,6 +30,13 @@ def weight_targets(root: nn.Module, request: Request) -> tuple[list[WeightLayer]
         chosen = [layer for layer in chosen if layer.repeated]
     if not chosen:
         raise NotPrunable(f"{type(root).__name__} has no weights inside lists of blocks; name layers with `only`")
+    if parse_n_m(request.granularity):
+        _, m = parse_n_m(request.granularity)
+        for layer in [layer for layer in chosen if layer.module.weight.shape[1] % m]:
+            skipped[layer.name] = f"{layer.module.weight.shape[1]} inputs do not divide into groups of {m}"
+        chosen = [layer for layer in chosen if layer.name not in skipped]
+        if not chosen:
+            raise NotPrunable(f"{type(root).__name__} has no weights whose inputs divide into groups of {m}")
     return chosen, skipped
 
 

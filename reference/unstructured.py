@@ -13,30 +13,32 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from reference.anatomy import WeightLayer
-from reference.criteria.magnitude import weight_scores
-from reference.criteria.random import random_scores
+from reference.calibration import Source
 from reference.rates import pools
 from reference.request import Request
+from reference.scoring import weight_scorer
 from reference.select import count_to_remove, lowest, lowest_per_row
 from reference.targets import weight_targets
 
 
 def remove_weights(
-    root: nn.Module, request: Request, gone: Mapping[str, Tensor] | None = None
+    root: nn.Module, request: Request, source: Source | None = None, gone: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Which weights go: layer -> booleans (o, i, ...); and layer -> why it was skipped.
 
-    `gone`: weights already removed in an earlier round; they count towards the rate and stay removed.
+    `source`: what criteria that look at data calibrate on. `gone`: weights already removed in an earlier round; they
+    count towards the rate and stay removed.
     """
     layers, skipped = weight_targets(root, request)
+    score, unscored = weight_scorer(root, layers, request, source)
+    layers, skipped = [layer for layer in layers if layer.name not in unscored], skipped | unscored
     removed = {}
     for rate, members in pools(root, layers, request):
         scores = []
         for layer in members:
-            S = score_weights(layer, request)
+            S = score(layer)
             if gone is not None:
-                S = S.masked_fill(gone[layer.name].to(S.device), -1)  # below every magnitude
+                S = S.masked_fill(gone[layer.name].to(S.device), -1)  # below every score
             scores.append(S)
         if request.scope == "row":
             rows = [S.flatten(1) for S in scores]
@@ -46,14 +48,6 @@ def remove_weights(
         for layer, mask in zip(members, masks, strict=True):
             removed[layer.name] = mask.reshape(layer.module.weight.shape)
     return {layer.name: removed[layer.name] for layer in layers}, skipped
-
-
-def score_weights(layer: WeightLayer, request: Request) -> Tensor:
-    """Scores >= 0 of a layer's weights by the requested criterion, in the weight's shape."""
-    W = layer.module.weight
-    if request.criterion == "random":
-        return random_scores(W.shape, layer.name, request.seed)
-    return weight_scores(W)
 
 
 @torch.no_grad()

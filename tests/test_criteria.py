@@ -21,7 +21,7 @@ from reference.criteria import (
 )
 from reference.criteria.layer_inputs import conv_rows, linear_rows
 from reference.criteria.random import random_scores
-from reference.select import lowest, lowest_per_row
+from reference.select import lowest, lowest_n_m, lowest_per_row
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -191,7 +191,7 @@ def test_wanda_against_the_plain_formula():
     total = sum(wanda.squares(x[None]) for x in X.split(13))
     S = wanda.weight_scores(W, total, 50)
     assert torch.allclose(S * 50**0.5, W.abs() * X.norm(dim=0), rtol=1e-5)
-    assert (wanda.removed_weights(S, 3).sum(1) == 3).all()
+    assert (lowest_per_row(S.flatten(1), 3).sum(1) == 3).all()
     with pytest.raises(ValueError, match="calibration"):
         wanda.weight_scores(W, total, 0)
 
@@ -210,11 +210,11 @@ def test_wanda_of_a_grouped_convolution_uses_the_inputs_of_the_group():
 @pytest.mark.parametrize("shape", [(6, 12), (4, 8, 3, 3)])
 def test_wanda_n_m_is_legal_in_every_group(shape):
     S = noise(*shape).abs().mul(3).round()  # full of ties
-    removed = wanda.removed_n_m(S, 2, 4)
+    removed = lowest_n_m(S, 2, 4)
     for position in removed.flatten(2).unbind(2) if len(shape) > 2 else [removed]:
         assert (position.reshape(-1, 4).sum(1) == 2).all()
     with pytest.raises(ValueError, match="divide"):
-        wanda.removed_n_m(S[:, :6], 2, 4)
+        lowest_n_m(S[:, :6], 2, 4)
 
 
 # --- the Hessian
@@ -397,7 +397,7 @@ def test_reconstruction_error_obs_below_wanda_below_magnitude():
         X, W = correlated(500, 64, 10 * seed), noise(32, 64, seed=seed)
         _, by_obs = obs.prune_weights(W, gram(X), 1024)
         S = wanda.weight_scores(W, wanda.squares(X[None]), len(X))
-        by_wanda = W.masked_fill(wanda.removed_weights(S, 32), 0)
+        by_wanda = W.masked_fill(lowest_per_row(S, 32), 0)
         by_magnitude = W.masked_fill(lowest([W.abs()], 1024)[0], 0)
         errors = [error(W, new, X) for new in (by_obs, by_wanda, by_magnitude)]
         obs_wins += errors[0] < errors[1]
@@ -628,7 +628,7 @@ def test_permutation_never_loses_magnitude_and_is_reproducible():
         before, after = n_m_permutation.retained(W, 2, 4), n_m_permutation.retained(W[:, order], 2, 4)
         assert after >= max(before, n_m_permutation.retained(W[:, n_m_permutation.search(W, 2, 4, 0)], 2, 4))
         gained += after > before
-        kept = W[:, order].masked_fill(wanda.removed_n_m(W[:, order].abs(), 2, 4), 0)
+        kept = W[:, order].masked_fill(lowest_n_m(W[:, order].abs(), 2, 4), 0)
         assert float(kept.abs().sum()) == pytest.approx(after, rel=1e-5)
     assert gained == 6
     assert torch.equal(n_m_permutation.search(W[:, :4], 2, 4), torch.arange(4))

@@ -1,6 +1,6 @@
 """Wanda: a weight matters as much as what it multiplies (Sun et al. 2024, arXiv 2306.11695, section 3, equation 1).
 
-    S_oi = |W_oi| * ||X_i||_2          compared within one output row, or within M consecutive inputs of a row (N:M)
+    S_oi = |W_oi| * ||X_i||_2          compared within one output row, or M inputs of it (N:M)
 
 Nothing is updated, so this is the cheap baseline of `obs.py`: the exact error of removing one weight alone if the
 inputs are uncorrelated. Memory O(i) a layer: only running sums of squares are kept.
@@ -15,7 +15,6 @@ Shapes: g groups (1 unless a grouped convolution), n rows, o outputs and i input
 from torch import Tensor
 
 from reference.criteria.layer_inputs import by_group
-from reference.select import lowest_per_row
 
 
 def squares(X_gni: Tensor) -> Tensor:
@@ -29,16 +28,3 @@ def weight_scores(W: Tensor, squares_gi: Tensor, n: int) -> Tensor:
         raise ValueError("Wanda needs inputs, and none were seen: was the layer reached during calibration?")
     rms_gi = (squares_gi / n).sqrt().to(W.device)
     return (by_group(W.detach().float().abs(), len(rms_gi)) * rms_gi[:, None]).reshape(W.shape)
-
-
-def removed_weights(S: Tensor, k: int) -> Tensor:
-    """True at exactly the k lowest of each output row; scores and result (outputs, ...)."""
-    return lowest_per_row(S.flatten(1), k).reshape(S.shape)
-
-
-def removed_n_m(S: Tensor, n: int, m: int) -> Tensor:
-    """True at the m - n lowest of each m consecutive input channels, by kernel position; (outputs, inputs, ...)."""
-    if S.shape[1] % m:
-        raise ValueError(f"{S.shape[1]} inputs do not divide into groups of {m}")
-    channels_last = S.movedim(1, -1)
-    return lowest_per_row(channels_last.reshape(-1, m), m - n).reshape(channels_last.shape).movedim(-1, 1)
