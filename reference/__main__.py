@@ -13,7 +13,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     prune = commands.add_parser("prune", help="prune a model or pipeline and save it")
-    prune.add_argument("source", help="openmoji-mmdit, a diffusers folder, or a hub id")
+    prune.add_argument("source", help="openmoji-mmdit, a folder, a hub id, a file, or org/name/path/file.safetensors")
+    prune.add_argument("--base-model", help="the pipeline around a file that holds only the denoiser")
     prune.add_argument("--granularity", required=True, help="weight, a pattern such as 2:4, neuron or head")
     prune.add_argument("--amount", type=float, help="fraction of the units to remove")
     prune.add_argument(
@@ -64,9 +65,9 @@ def run_prune(options: argparse.Namespace) -> None:
 
     from reference.checkpoint import save_pruned
     from reference.engine import prune
-    from reference.pruning import load_pipeline
+    from reference.loaders import load
 
-    pipeline = load_pipeline(options.source)
+    pipeline = load(options.source, options.base_model)
     print(prune(pipeline, options.granularity, amount, **keywords))
     save_pruned(pipeline, options.out)
     print(f"saved to {options.out}; load it with reference.load_pruned({str(options.out)!r})")
@@ -79,7 +80,7 @@ def run_compare(options: argparse.Namespace) -> None:
     from PIL import Image
 
     from reference.checkpoint import load_pruned
-    from reference.pruning import load_pipeline
+    from reference.loaders import load_pipeline
 
     prompts = options.prompt or ["red heart", "pig face", "sleeping face", "green apple"]
     rows = []

@@ -34,17 +34,14 @@ def packed_weight(model: nn.Module) -> str | None:
 
 
 def dequantise(model: nn.Module, dtype: torch.dtype | None = None) -> str | None:
-    """Make a quantised model dense in place; what was done, or None if it was dense already.
+    """Make a model that diffusers quantised dense in place; what was done, or None if it is not quantised.
 
     `dtype` of the dense weights, by default the one that the quantised model computes in. Raises NotPrunable where
     diffusers has no way back.
     """
-    packed = packed_weight(model)
     quantizer = getattr(model, "hf_quantizer", None)
-    if packed is None and quantizer is None:
-        return None
     if quantizer is None:
-        raise NotPrunable(f"{packed}: {REMEDY}")
+        return None
     method = str(
         getattr(quantizer.quantization_config.quant_method, "value", quantizer.quantization_config.quant_method)
     )
@@ -52,7 +49,7 @@ def dequantise(model: nn.Module, dtype: torch.dtype | None = None) -> str | None
     try:
         model.dequantize()
     except NotImplementedError:
-        raise NotPrunable(f"{packed}: diffusers cannot dequantise {method}; {REMEDY}") from None
+        raise NotPrunable(f"{packed_weight(model)}: diffusers cannot dequantise {method}; {REMEDY}") from None
     for module in model.modules():  # GGUF: diffusers unpacks the Linears only
         for name, parameter in module.named_parameters(recurse=False):
             if getattr(parameter, "quant_type", None) is not None:

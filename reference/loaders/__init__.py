@@ -17,7 +17,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from reference.checkpoint import MANIFEST, load_pruned
 from reference.embedded import EMBEDDED, load_embedded
 from reference.embedded.pipeline import EmbeddedPipeline
-from reference.engine import DENOISERS
+from reference.engine import DENOISERS, denoisers
 from reference.loaders import single_file
 from reference.loaders.hub import hub_file, hub_folder
 from reference.loaders.svdquant import is_svdquant, load_svdquant
@@ -163,9 +163,8 @@ def _pipeline(folder: Path, dtype: torch.dtype | None, **passed: ModelMixin) -> 
         dtype = torch.bfloat16  # of all components: a pipeline hands tensors from one to the next
     kind = EmbeddedPipeline if index.get("_class_name") == "EmbeddedPipeline" else DiffusionPipeline
     pipeline = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **passed)
-    for name in DENOISERS:
-        if isinstance(module := pipeline.components.get(name), ModelMixin):
-            _say(folder / name, dequantise(module, dtype))
+    for name, denoiser in denoisers(pipeline).items():
+        _say(folder / name, dequantise(denoiser, dtype))
     return pipeline
 
 
