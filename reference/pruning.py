@@ -29,7 +29,7 @@ METHODS = {
     "2:4": [{"granularity": "2:4"}],
     "depth": [{"granularity": "block"}],
 }
-ALIASES = {"attention head": "head", "attention heads": "head", "heads": "head", "semi structured": "2:4"}
+ALIASES = {"attention head": "head"}
 
 
 def apply_magnitude_pruning(model: nn.Module | DiffusionPipeline, amount: float = 0.3) -> Report:
@@ -89,8 +89,10 @@ def prune_by_method(
 ) -> list[Report]:
     """Prune in place by a method's name; a report for each granularity, of which the model must have at least one."""
     steps = check_method(method, amount, calibration is not None)
+    if steps[0]["granularity"] == "2:4" and amount != 0.5:
+        warnings.warn(f"2:4 removes half of the weights; the amount {amount:g} is ignored", stacklevel=2)
     absent = []
-    for keywords in steps[:] if len(steps) > 1 else []:
+    for keywords in list(steps) if len(steps) > 1 else []:
         try:
             units(model, keywords["granularity"])
         except NotPrunable as reason:
@@ -103,20 +105,14 @@ def prune_by_method(
 
 def check_method(method: str, amount: float, has_calibration: bool = False) -> list[dict[str, Any]]:
     """Keywords of `prune` for a method by name, all of them sound. Raises ValueError or NeedsCalibration if not."""
-    name = " ".join(method.lower().replace("_", " ").replace("-", " ").split())
-    name = ALIASES.get(name, method)
+    name = ALIASES.get(method.lower().replace("_", " ").replace("-", " "), method)
     if name not in METHODS and name not in SERVES:
         criteria = ", ".join(criterion for criterion in SERVES if criterion not in METHODS)
         raise ValueError(f"unknown method {method!r}; choose {', '.join(METHODS)}, or a criterion: {criteria}")
     by_criterion = [{"granularity": next(iter(SERVES.get(name, [""]))), "criterion": name}]
     steps = []
     for keywords in METHODS.get(name, by_criterion):
-        if keywords["granularity"] == "2:4":
-            if amount != 0.5:
-                warnings.warn(f"2:4 removes half of the weights; the amount {amount:g} is ignored", stacklevel=3)
-            steps.append(keywords)
-        else:
-            steps.append(keywords | {"amount": amount})
+        steps.append(keywords | ({} if keywords["granularity"] == "2:4" else {"amount": amount}))
         criterion = keywords.get("criterion", "magnitude")
         Request(keywords["granularity"], steps[-1].get("amount"), criterion)
         if criterion not in WITHOUT_DATA and not has_calibration:

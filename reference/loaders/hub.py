@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils import logging
 
 # nunchaku's organisation was renamed; the old name stands in many notes.
 RENAMED = {"nunchaku-tech": "nunchaku-ai"}
@@ -53,7 +54,9 @@ def hub_folder(repo: str, passed: tuple[str, ...] = ()) -> Path:
 
 @contextmanager
 def one_line(repo: str, path: str) -> Iterator[None]:
-    """Turn what the hub's client raises into a ValueError of one line."""
+    """Turn what the hub's client raises into a ValueError of one line, and keep its tale of retries to itself."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         yield
     except GatedRepoError:
@@ -74,3 +77,5 @@ def one_line(repo: str, path: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "nothing"
         raise ValueError(f"the hub answered {status} for {path} of {repo}; try again later") from None
+    finally:
+        logging.set_verbosity(level)
