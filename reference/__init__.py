@@ -14,6 +14,7 @@ _HOME = {
     "report": ("Report",),
     "checkpoint": ("load_pruned", "save_pruned"),
     "pruning": ("apply_magnitude_pruning", "create_pruned_pipeline"),
+    "semi_structured": ("permute_neurons",),
     "errors": ("NeedsCalibration", "NotPrunable"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from reference.request import Request
+from reference.request import SERVES, WITHOUT_DATA, Request
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,10 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
         default=[],
         help="a rate for one component or fnmatch pattern, e.g. attention=0.3; may be repeated",
     )
-    prune.add_argument("--criterion", default="magnitude")
+    prune.add_argument("--criterion", default="magnitude", help="how units are scored: " + ", ".join(SERVES))
     prune.add_argument("--scope", default="layer", help="row, layer, component or global")
     prune.add_argument("--only", action="append", help="fnmatch pattern of the layers to prune")
     prune.add_argument("--skip", action="append", help="fnmatch pattern of the layers to leave whole")
+    prune.add_argument("--prompts", type=Path, help="file of prompts, one a line, for criteria that look at data")
+    prune.add_argument("--steps", type=int, default=20, help="denoising steps of a calibration run")
+    prune.add_argument("--seed", type=int, default=0, help="of calibration and of the random criterion")
     prune.add_argument("--out", type=Path, required=True, help="folder to write")
 
     compare = commands.add_parser("compare", help="how far a pruned pipeline draws from the dense one")
@@ -60,14 +63,22 @@ def run_prune(options: argparse.Namespace) -> None:
         if amount is not None:
             raise ValueError("give --amount or --component-amount, not both")
         amount = dict(_rate(text) for text in options.component_amount)
-    keywords = {name: getattr(options, name) for name in ("criterion", "scope", "only", "skip")}
+    keywords = {name: getattr(options, name) for name in ("criterion", "scope", "only", "skip", "seed")}
     Request(options.granularity, amount, **keywords)  # refuse nonsense before a model is loaded
+    looks_at_data = options.criterion not in WITHOUT_DATA
+    if looks_at_data and options.prompts is None:
+        raise ValueError(f"criterion {options.criterion!r} looks at data: give --prompts FILE, one prompt a line")
+    prompts = options.prompts.read_text().splitlines() if looks_at_data else []
 
+    from reference.calibration import Calibration
     from reference.checkpoint import save_pruned
     from reference.engine import prune
     from reference.loaders import load
 
     pipeline = load(options.source, options.base_model)
+    if looks_at_data:
+        named = [prompt.strip() for prompt in prompts if prompt.strip()]
+        keywords["calibration"] = Calibration(pipeline, named, options.steps, options.seed)
     print(prune(pipeline, options.granularity, amount, **keywords))
     save_pruned(pipeline, options.out)
     print(f"saved to {options.out}; load it with reference.load_pruned({str(options.out)!r})")

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from reference.anatomy import WeightLayer, unit_groups
 from reference.anatomy.groups import Group
 from reference.calibration import Call, Source
+from reference.consumers import consumers
 from reference.criteria import obs, obs_diff, obs_units
 from reference.rates import pools
 from reference.request import STRUCTURED, Request, parse_n_m
-from reference.scoring import UNREACHED, consumers, hessians
+from reference.scoring import UNREACHED, hessians
 from reference.select import count_to_remove, rounded_keep
 from reference.targets import matching, weight_targets
 

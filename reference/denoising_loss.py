@@ -34,10 +34,17 @@ def training_calls(root: nn.Module, source: Source) -> Iterator[tuple[Call, Tens
             yield _noised(source.pipeline.scheduler, call, x_0, e)
 
 
+def prediction_of(call: Call) -> Tensor:
+    """What the denoiser answers to a call: the first tensor of its output."""
+    answer = call.denoiser(**call.keywords)
+    while not isinstance(answer, Tensor):
+        answer = answer[0] if isinstance(answer, tuple | list) else next(iter(answer.values()))
+    return answer
+
+
 def squared_errors(call: Call, target: Tensor) -> Tensor:
     """Mean squared error of each sample's prediction, (b,) fp32."""
-    prediction = call.denoiser(**call.keywords)
-    prediction = prediction[0] if isinstance(prediction, tuple) else next(iter(prediction.values()))
+    prediction = prediction_of(call)
     if prediction.ndim > 1 and prediction.shape[1] == 2 * target.shape[1]:
         prediction = prediction[:, : target.shape[1]]  # the other half is the learned variance
     if prediction.shape != target.shape:

@@ -21,6 +21,7 @@ SERVES = {
     "obs-diff": {"weight": LAYER, "N:M": LAYER, "head": LAYER, "neuron": LAYER, "channel": LAYER},
     "head-gradient": {"head": LAYERS},
     "output-energy": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
+    "learned": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
 }
 WITHOUT_DATA = ("magnitude", "magnitude-l1", "random")  # the others need `calibration`
 

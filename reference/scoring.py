@@ -7,7 +7,6 @@ change the weights that stay, are `compensation.py`.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 from reference.anatomy import WeightLayer
 from reference.anatomy.groups import Group
 from reference.calibration import Call, Source, see_inputs
+from reference.consumers import Consumer, consumers
 from reference.criteria import head_gradient, hessian, magnitude, output_energy, taylor, wanda
 from reference.criteria.random import random_scores
 from reference.denoising_loss import differentiable, gradients, squared_errors, step_losses, training_calls
-from reference.errors import NotPrunable
+from reference.learned_gates import learn_gates
 from reference.request import Request
 
 UNREACHED = "calibration never reached it"
@@ -28,19 +28,6 @@ READINGS = {
     "diff-pruning-script": taylor.diff_pruning_script,
     "diff-pruning-experiments": taylor.diff_pruning_experiments,
 }
-
-
-class Consumer(NamedTuple):
-    """The layer that reads a group's units: unit u is its inputs start + u*width ..., flat as in `layer_inputs.py`."""
-
-    name: str
-    layer: nn.Module
-    start: int
-    width: int
-
-    def of(self, inputs: Tensor, count: int) -> Tensor:
-        """The part of the last dimension that belongs to the group's `count` units."""
-        return inputs[..., self.start : self.start + count * self.width]
 
 
 def weight_scorer(
@@ -79,6 +66,10 @@ def unit_scorer(
         unreached = {g.name: "the loss does not depend on it" for g in groups if g.name not in absolute}
         return lambda group: head_gradient.head_scores(absolute[group.name], samples), unreached
 
+    if criterion == "learned":
+        scores = learn_gates(root, groups, source, request.seed)
+        return lambda group: scores[group.name], {}
+
     alpha_t = None
     if criterion != "taylor":
         alpha_t = taylor.contributing_steps(step_losses(root, source), source.threshold)
@@ -89,19 +80,6 @@ def unit_scorer(
         if not any(s.parameter in g for s in group.slices)
     }
     return lambda group: _taylor(root, group, g, criterion).cpu(), unreached
-
-
-def consumers(root: nn.Module, group: Group) -> list[Consumer]:
-    """The layers whose columns belong to the group's units; several for the streams of a joint attention."""
-    found = []
-    for s in (s for s in group.slices if s.dim == 1 and s.masked):
-        name = s.parameter.removesuffix(".weight")
-        layer = root.get_submodule(name) if s.parameter.endswith(".weight") else None
-        if not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
-            raise NotPrunable(f"{s.parameter} belongs to no Linear or convolution, so its inputs cannot be watched")
-        flat = layer.weight[0, 0].numel()  # a channel is one input at each kernel position
-        found.append(Consumer(name, layer, s.start * flat, s.width * flat))
-    return found
 
 
 def input_squares(

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import reference
-from tests.conftest import forward, tiny_mmdit
+from tests.conftest import deviation, forward, tiny_mmdit
+from tests.zoo import make, output
 
 
 @pytest.mark.parametrize("granularity", ["weight", "head", "neuron"])
@@ -72,9 +73,24 @@ def test_every_group_of_m_keeps_exactly_n(pattern, n, m):
 
 
 def test_a_width_that_does_not_divide_is_skipped_with_the_reason(mmdit):
-    report = reference.prune(mmdit, "3:7")
-    assert report.skipped["transformer_blocks.0.attn.to_q"] == "24 inputs do not divide into groups of 7"
-    assert not report.layers
+    report = reference.prune(mmdit, "20:32")  # only the 96 hidden neurons divide
+    assert report.skipped["transformer_blocks.0.attn.to_q"] == "24 inputs do not divide into groups of 32"
+    assert {layer.name.rpartition(".ff")[2] for layer in report.layers} == {".net.2", "_context.net.2"}
+    with pytest.raises(reference.NotPrunable, match="no weights whose inputs divide into groups of 7"):
+        reference.prune(tiny_mmdit(), "3:7")
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "obs"])
+def test_convolutions_get_the_pattern_along_their_input_channels(criterion):
+    unet, inputs = make("UNet2DConditionModel")
+    calibration = [inputs] if criterion == "obs" else None
+    report = reference.prune(unet, "2:4", criterion=criterion, calibration=calibration)
+    convolutions = [layer.name for layer in report.layers if unet.get_submodule(layer.name).weight.ndim == 4]
+    assert len(convolutions) > 4
+    for name in convolutions:
+        W = unet.get_submodule(name).weight
+        zeros = (W == 0).unflatten(1, (-1, 4)).sum(2)
+        assert (zeros == 2).all(), name
 
 
 def test_what_stays_dense_by_default_is_listed(mmdit):
@@ -223,3 +239,15 @@ def test_random_depends_on_the_seed_alone(mmdit, granularity):
     assert any(not torch.equal(first.removed(n), other.removed(n)) for n in first.keep)
     magnitude = reference.plan(mmdit, granularity, amount)
     assert [int(first.removed(n).sum()) for n in first.keep] == [int(magnitude.removed(n).sum()) for n in first.keep]
+
+
+@pytest.mark.parametrize("name", ["SD3Transformer2DModel", "FluxTransformer2DModel", "SanaTransformer2DModel"])
+def test_permuted_neurons_compute_the_same_and_keep_more_of_the_pattern(name):
+    model, inputs = make(name)
+    before = output(model, inputs)
+    gains = reference.permute_neurons(model, "2:4", escapes=5)
+    assert deviation(output(model, inputs), before) < 1e-5
+    assert len(gains) > 1
+    assert min(gains.values()) > 1.01  # Gaussian weights: a good order keeps a few per cent more
+    with pytest.raises(ValueError, match="no N:M pattern"):
+        reference.permute_neurons(model, "half")

@@ -1,7 +1,7 @@
 """Load anything that can be pruned: one entry for embedded names, folders, hub ids, single files, 4-bit files.
 
 What comes back is dense, in 16 bits or more: quantised weights are unpacked where diffusers (or `svdquant.py`) can, and
-a warning says what that costs; everything else is refused. Nothing is unpickled.
+a warning says what that costs; everything else is refused. There is no pickle among what is read.
 """
 
 import json
@@ -108,7 +108,7 @@ def _load_folder(folder: Path, base_model: Source | None, dtype: torch.dtype | N
 def _load_file(file: Path, base_model: Source | None, dtype: torch.dtype | None, alone: bool):
     """A denoiser or a pipeline in one file."""
     if file.suffix.lower() in PICKLES:
-        raise ValueError(f"{file} is a pickle, which can run code when read; convert it to safetensors")
+        raise ValueError(f"{file} is of a kind that can run code when it is read; convert it to safetensors")
     if file.suffix.lower() not in single_file.SUFFIXES:
         raise ValueError(f"{file} is none of {', '.join(single_file.SUFFIXES)}; {single_file.what_works()}")
     metadata, tensors = single_file.read_header(file)
