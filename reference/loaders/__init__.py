@@ -20,6 +20,7 @@ from reference.embedded.pipeline import EmbeddedPipeline
 from reference.engine import DENOISERS, denoisers
 from reference.loaders import single_file
 from reference.loaders.hub import hub_file, hub_folder
+from reference.loaders.single_file import one_line
 from reference.loaders.svdquant import is_svdquant, load_svdquant
 from reference.quantised import dequantise
 
@@ -58,29 +59,21 @@ def load(
 
 def _load(source: Source, base_model: Source | None, dtype: torch.dtype | None, alone: bool):
     name, path = str(source), Path(source)
-    try:
-        if name in EMBEDDED and not path.exists():
-            _no_base(name, base_model)
-            return load_embedded(name, dtype)
-        if path.is_dir():
-            return _load_folder(path, base_model, dtype, alone)
-        if path.is_file():
-            return _load_file(path, base_model, dtype, alone)
-        if path.suffix.lower() in (*single_file.SUFFIXES, *PICKLES):
-            parts = name.split("/")
-            if len(parts) < 3 or path.is_absolute() or name.startswith((".", "~")) or "://" in name:
-                raise ValueError(
-                    f"there is no file {name}; a file on the hub is written org/name/path/file.safetensors"
-                )
-            return _load_file(hub_file("/".join(parts[:2]), "/".join(parts[2:])), base_model, dtype, alone)
-        if name.count("/") != 1 or path.is_absolute():
-            raise ValueError(
-                f"{name!r} is no embedded model ({', '.join(EMBEDDED)}), no folder or file here and no hub id"
-            )
-        return _load_folder(hub_folder(name), base_model, dtype, alone)
-    except (OSError, ImportError, KeyError, RuntimeError) as error:  # diffusers and transformers write paragraphs
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"{name} cannot be loaded: {lines[0] if lines else type(error).__name__}") from error
+    if name in EMBEDDED and not path.exists():
+        _no_base(name, base_model)
+        return load_embedded(name, dtype)
+    if path.is_dir():
+        return _load_folder(path, base_model, dtype, alone)
+    if path.is_file():
+        return _load_file(path, base_model, dtype, alone)
+    if path.suffix.lower() in (*single_file.SUFFIXES, *PICKLES):
+        parts = name.split("/")
+        if len(parts) < 3 or path.is_absolute() or name.startswith((".", "~")) or "://" in name:
+            raise ValueError(f"there is no file {name}; a file on the hub is written org/name/path/file.safetensors")
+        return _load_file(hub_file("/".join(parts[:2]), "/".join(parts[2:])), base_model, dtype, alone)
+    if name.count("/") != 1 or path.is_absolute():
+        raise ValueError(f"{name!r} is no embedded model ({', '.join(EMBEDDED)}), no folder or file here and no hub id")
+    return _load_folder(hub_folder(name), base_model, dtype, alone)
 
 
 def _load_folder(folder: Path, base_model: Source | None, dtype: torch.dtype | None, alone: bool):
@@ -100,7 +93,8 @@ def _load_folder(folder: Path, base_model: Source | None, dtype: torch.dtype | N
         model = load_pruned(folder, dtype)
     else:
         dtype = dtype or (torch.bfloat16 if _quantised(folder / "config.json") else None)
-        model = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        with one_line(folder):
+            model = AutoModel.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
         _say(folder, dequantise(model, dtype))
     return model if base_model is None else _around(model, base_model, dtype)
 
@@ -122,7 +116,8 @@ def _load_file(file: Path, base_model: Source | None, dtype: torch.dtype | None,
     if single_file.is_whole_pipeline(tensors):
         return single_file.load_whole(file, base, index["_class_name"], dtype)
     subfolder = _denoiser_of(base, index)
-    model, note = single_file.load_denoiser(file, base, subfolder, index[subfolder][1], dtype, tensors)
+    config = _config(base, subfolder)
+    model, note = single_file.load_denoiser(file, base, subfolder, index[subfolder][1], config, dtype, tensors)
     _say(file, note)
     return model if base_model is None and alone else _around(model, base, dtype)
 
@@ -136,7 +131,7 @@ def _load_svdquant_file(file: Path, base_model: Source | None, dtype: torch.dtyp
     subfolder = _denoiser_of(base, _index(base)) if base is not None else None  # before minutes of unpacking
 
     def read_config() -> dict | None:
-        return json.loads((_component(base, subfolder)).read_text()) if base is not None else None
+        return _config(base, subfolder) if base is not None else None
 
     model = load_svdquant(file, dtype, read_config)
     gigabytes = sum(parameter.nbytes for parameter in model.parameters()) / 1e9
@@ -162,7 +157,8 @@ def _pipeline(folder: Path, dtype: torch.dtype | None, **passed: ModelMixin) -> 
     if any(packed) and dtype is None:
         dtype = torch.bfloat16  # of all components: a pipeline hands tensors from one to the next
     kind = EmbeddedPipeline if index.get("_class_name") == "EmbeddedPipeline" else DiffusionPipeline
-    pipeline = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **passed)
+    with one_line(folder):
+        pipeline = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **passed)
     for name, denoiser in denoisers(pipeline).items():
         _say(folder / name, dequantise(denoiser, dtype))
     return pipeline
@@ -194,9 +190,10 @@ def _index(base: Source) -> dict:
     return _json(file)
 
 
-def _component(base: Source, subfolder: str) -> Path:
-    folder = Path(base)
-    return folder / subfolder / "config.json" if folder.is_dir() else hub_file(str(base), f"{subfolder}/config.json")
+def _config(base: Source, subfolder: str) -> dict:
+    """config.json of one of its models."""
+    file = Path(base) / subfolder / "config.json"
+    return _json(file if Path(base).is_dir() else hub_file(str(base), f"{subfolder}/config.json"))
 
 
 def _denoiser_of(base: Source, index: dict) -> str:
@@ -209,7 +206,7 @@ def _denoiser_of(base: Source, index: dict) -> str:
 def _json(file: Path) -> dict:
     try:
         return json.loads(file.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as JSON ({error})") from error
 
 

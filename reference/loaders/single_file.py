@@ -4,10 +4,13 @@ What a file holds is decided by its header before anything is read. Quantised fi
 are refused: their codes look like weights and would be loaded as such.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
 import torch
+from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline, GGUFQuantizationConfig, ModelMixin
 from diffusers.loaders.single_file_utils import fetch_diffusers_config
 from safetensors import SafetensorError, safe_open
@@ -29,6 +32,7 @@ QUANTISED = {
 }
 OTHER_PARTS = ("first_stage_model.", "conditioner.", "cond_stage_model.", "vae.", "text_encoders.")
 STABLE_DIFFUSION_1 = "model.diffusion_model.input_blocks.0.0.weight"
+OTHER_BASE = "name the right base_model, or download the file again"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -91,30 +95,53 @@ def is_whole_pipeline(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> bool:
 
 def load_whole(file: Path, base: str, kind: str, dtype: torch.dtype | None) -> DiffusionPipeline:
     """A pipeline of class `kind` whose configs come from `base` and whose weights come from the file."""
-    pipeline_class = getattr(diffusers, kind, None)
-    if not hasattr(pipeline_class, "from_single_file"):
-        raise ValueError(f"{file}: diffusers cannot read a {kind} from one file; convert it to a folder")
-    return pipeline_class.from_single_file(str(file), config=base, dtype=dtype)
+    with one_line(file):
+        return _reader(file, kind)(str(file), config=base, dtype=dtype)
 
 
 def load_denoiser(
-    file: Path, base: str, subfolder: str, kind: str, dtype: torch.dtype | None, tensors: dict
+    file: Path, base: str, subfolder: str, kind: str, config: dict, dtype: torch.dtype | None, tensors: dict
 ) -> tuple[ModelMixin, str | None]:
-    """A model of class `kind` with the config in `base`/`subfolder`, dense; and what that took."""
-    model_class = getattr(diffusers, kind, None)
-    if not hasattr(model_class, "from_single_file"):
-        raise ValueError(f"{file}: diffusers cannot read a {kind} from one file; convert it to a folder")
+    """A model of class `kind` with the config of `base`/`subfolder`, dense; and what that took."""
+    read = _reader(file, kind)
+    with one_line(file), init_empty_weights():
+        expected = set(getattr(diffusers, kind).from_config(config).state_dict())
+    if len(expected & set(tensors)) > len(expected) / 2:  # names of diffusers; others are converted
+        _complain(file, f"{kind} in {base}", expected - set(tensors), set(tensors) - expected)
     keywords = {"config": base, "subfolder": subfolder, "dtype": dtype}
     if file.suffix == ".gguf":
         keywords["quantization_config"] = GGUFQuantizationConfig(compute_dtype=dtype or torch.bfloat16)
-    model = model_class.from_single_file(str(file), **keywords)
-    expected = set(model.state_dict())
-    lacking = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
-    left_over = [name for name in tensors if name not in expected] if expected & set(tensors) else []
-    if lacking or left_over:
-        what = f"lacks {len(lacking)} weights, e.g. {lacking[0]}," if lacking else f"has {left_over[0]}, which is not"
-        raise ValueError(f"{file} {what} of the {kind} in {base}; name the right base_model")
+    with one_line(file):
+        model = read(str(file), **keywords)
+    empty = {name for name, parameter in model.named_parameters() if parameter.device.type == "meta"}
+    _complain(file, f"{kind} in {base}", empty, set())
     return model.eval(), dequantise(model, dtype)
+
+
+def _reader(file: Path, kind: str) -> Callable:
+    reader = getattr(getattr(diffusers, kind, None), "from_single_file", None)
+    if reader is None:
+        raise ValueError(f"{file}: diffusers cannot read a {kind} from one file; convert it to a folder")
+    return reader
+
+
+def _complain(file: Path, what: str, lacking: set[str], left_over: set[str]) -> None:
+    if lacking:
+        raise ValueError(f"{file} lacks {len(lacking)} weights of the {what}, e.g. {min(lacking)}; {OTHER_BASE}")
+    if left_over:
+        raise ValueError(f"{file} has {min(left_over)}, which is not of the {what}; {OTHER_BASE}")
+
+
+@contextmanager
+def one_line(source: Path | str) -> Iterator[None]:
+    """What diffusers and transformers say in paragraphs, or in tracebacks, as a ValueError of one line."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, ImportError, LookupError, RuntimeError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(
+            f"{source} cannot be loaded: {type(error).__name__}: {lines[0][:300] if lines else ''}"
+        ) from error
 
 
 def stored_dtype(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> torch.dtype:
