@@ -15,8 +15,11 @@ def main(arguments: list[str] | None = None) -> int:
     prune = commands.add_parser("prune", help="prune a model or pipeline and save it")
     prune.add_argument("source", help="openmoji-mmdit, a folder, a hub id, a file, or org/name/path/file.safetensors")
     prune.add_argument("--base-model", help="the pipeline around a file that holds only the denoiser")
-    prune.add_argument("--granularity", required=True, help="weight, a pattern such as 2:4, neuron or head")
+    prune.add_argument(
+        "--granularity", required=True, help="weight, a pattern such as 2:4, neuron, head, channel, block or rank"
+    )
     prune.add_argument("--amount", type=float, help="fraction of the units to remove")
+    prune.add_argument("--rank", type=int, help="directions to keep, instead of --amount, for granularity rank")
     prune.add_argument(
         "--component-amount",
         action="append",
@@ -63,7 +66,7 @@ def run_prune(options: argparse.Namespace) -> None:
         if amount is not None:
             raise ValueError("give --amount or --component-amount, not both")
         amount = dict(_rate(text) for text in options.component_amount)
-    keywords = {name: getattr(options, name) for name in ("criterion", "scope", "only", "skip", "seed")}
+    keywords = {name: getattr(options, name) for name in ("criterion", "scope", "only", "skip", "seed", "rank")}
     Request(options.granularity, amount, **keywords)  # refuse nonsense before a model is loaded
     looks_at_data = options.criterion not in WITHOUT_DATA
     if looks_at_data and options.prompts is None:

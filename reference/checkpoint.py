@@ -1,9 +1,10 @@
 """Save what pruning made, load it anywhere: safetensors and JSON, no pickle, bit-identical.
 
-A model whose shapes are those of its config (masks) becomes a plain diffusers folder. A cut model cannot: its config
-has no word for the width of a single block, and plain `from_pretrained` would re-initialise what does not fit. So its
-weights go to `pruned.safetensors`, which plain `from_pretrained` does not find, and `pruning.json` records every shape
-and size in which the model differs from the one its config describes.
+A model whose shapes are those of its config (masked weights, or fewer blocks, which the config counts) becomes a plain
+diffusers folder. A model cut in width cannot: its config has no word for the width of a single block, and plain
+`from_pretrained` would re-initialise what does not fit. So its weights go to `pruned.safetensors`, which plain
+`from_pretrained` does not find, and `pruning.json` records every shape and size in which the model differs from the one
+its config describes.
 """
 
 import json
@@ -24,6 +25,9 @@ from diffusers import DiffusionPipeline, ModelMixin
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from reference import low_rank_manifest
+from reference.anatomy.skipping import masked_blocks
 
 FORMAT = "reference-pruning/1"
 WEIGHTS, MANIFEST = "pruned.safetensors", "pruning.json"
@@ -69,7 +73,14 @@ def load_pruned(
 
 
 def _save_model(model: ModelMixin, folder: Path) -> None:
-    twin = _twin(type(model), dict(model.config))
+    masked = masked_blocks(model)
+    if masked:
+        raise ValueError(
+            f"{type(model).__name__}: {len(masked)} blocks are masked, e.g. {masked[0]}, which no file can hold; "
+            "cut them with reference.apply(model, plan, mode='cut'), then save"
+        )
+    twin, low_rank = _twin(type(model), dict(model.config)), low_rank_manifest.record(model)
+    low_rank_manifest.rebuild(twin, low_rank, Path(MANIFEST))
     dense = {n: p.shape for n, p in twin.named_parameters()}
     foreign = [n for n, _ in model.named_parameters() if n not in dense]
     if foreign:
@@ -81,12 +92,15 @@ def _save_model(model: ModelMixin, folder: Path) -> None:
         "module": type(model).__module__,
         "shapes": shapes,
         "attributes": _changed_sizes(model, twin),
+        "low_rank": low_rank,
         "history": getattr(model, "_pruning_history", []),
         "versions": {package: version(package) for package in ("torch", "diffusers", "safetensors")},
     }
-    if shapes:
+    if shapes or low_rank:
         model.save_config(folder)
-        save_file({n: t.contiguous() for n, t in model.state_dict().items()}, folder / WEIGHTS, {"format": "pt"})
+        again = low_rank_manifest.stored_elsewhere(low_rank)
+        tensors = {n: t.contiguous() for n, t in model.state_dict().items() if n not in again}
+        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     else:
         model.save_pretrained(folder, safe_serialization=True)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -105,17 +119,22 @@ def _load_model(folder: Path, dtype: torch.dtype | None, device: str | torch.dev
         raise ValueError(f"{folder / MANIFEST} names the class {name!r}, which diffusers does not have")
     config = _read_json(folder / "config.json")
     config.pop("pruning", None)
-    model = _twin(kind, config)
+    model, low_rank = _twin(kind, config), manifest.get("low_rank", [])
+    low_rank_manifest.rebuild(model, low_rank, folder / MANIFEST)
     _resize(model, manifest, folder / MANIFEST)
 
     tensors: dict[str, Tensor] = {}
-    files = [folder / WEIGHTS] if manifest["shapes"] else sorted(folder.glob(f"{PLAIN}*.safetensors"))
-    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    files = [folder / WEIGHTS] if manifest["shapes"] or low_rank else sorted(folder.glob(f"{PLAIN}*.safetensors"))
+    again = low_rank_manifest.stored_elsewhere(low_rank)
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in again}
     for file in files:
         tensors |= _read_tensors(file, expected, device)
     missing = sorted(set(expected) - set(tensors))
     if missing:
         raise ValueError(f"{folder}: {len(missing)} tensors are missing, e.g. {missing[0]}; copy the folder again")
+    # One Parameter under all its names, so that it is one tensor again.
+    tensors |= {first: nn.Parameter(tensors[first]) for first in again.values()}
+    tensors |= {name: tensors[first] for name, first in again.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
     model._pruning_history = manifest["history"]
     if dtype is not None:

@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 
-from reference.anatomy import unit_groups
+from reference.anatomy import denoisers, unit_groups
 from reference.anatomy.groups import cut_units, group_parameters, mask_units
+from reference.anatomy.modulation import Basis, cut_directions, mask_directions
+from reference.anatomy.skipping import block_parameters, cut_blocks, mask_blocks
 from reference.calibration import Calibration, Source, as_source
 from reference.compensation import COMPENSATING, remove_and_compensate
+from reference.depth import remove_blocks
 from reference.errors import NeedsCalibration, NotPrunable
 from reference.heads import plan_heads
 from reference.iterative import rates_by_round, stay_removed
+from reference.low_rank import remove_directions
 from reference.plans import Plan, digest
 from reference.quantised import REMEDY, dequantise, packed_weight
 from reference.report import Report, make_report
@@ -41,7 +45,8 @@ def units(model: nn.Module | DiffusionPipeline, granularity: str) -> list[Units]
     root = as_root(model)
     if granularity in STRUCTURED:
         groups, _ = unit_groups(root, granularity)
-        return [Units(g.name, g.component, g.count, group_parameters(root, g)) for g in groups]
+        parameters = block_parameters if granularity == "block" else group_parameters
+        return [Units(g.name, g.component, g.count, parameters(root, g)) for g in groups]
     layers, _ = weight_targets(root, Request(granularity, None if parse_n_m(granularity) else 0.0))
     return [Units(la.name, la.component, la.module.weight.numel(), la.module.weight.numel()) for la in layers]
 
@@ -59,12 +64,14 @@ def plan(
     min_keep: int = 1,
     exact_only: bool = False,
     seed: int = 0,
+    rank: int | None = None,
 ) -> Plan:
     """Decide which units go; the model stays as it is, bit for bit.
 
     Args:
         model: a diffusers denoiser, or a pipeline, whose denoisers are planned together.
-        granularity: `weight`, a pattern `N:M`, `head`, `neuron`, or `channel` (whole norm groups in residual blocks).
+        granularity: `weight`, a pattern `N:M`, `head`, `neuron`, `channel` (whole norm groups in residual blocks),
+            `block`, or `rank` (directions of the vector that modulation layers share).
         amount: fraction in [0, 1), or {component or fnmatch pattern: fraction}; left out for `N:M`.
         criterion: how units are scored; which ones serve which granularity and scope is `request.SERVES`.
         scope: among which units the lowest are taken: `row` (weights only), `layer`, `component`, `global`.
@@ -76,13 +83,14 @@ def plan(
         min_keep: units that every group keeps.
         exact_only: refuse units whose cut only approximates masking them.
         seed: of the random criterion.
+        rank: for granularity `rank`, how many directions every group keeps, instead of `amount`.
 
     Raises:
         ValueError: for arguments that make no sense.
         NotPrunable: for models that have no such units, or none that can be cut.
         NeedsCalibration: for criteria that look at data, without any.
     """
-    request = Request(granularity, amount, criterion, scope, only, skip, round_to, min_keep, exact_only, seed)
+    request = Request(granularity, amount, criterion, scope, only, skip, round_to, min_keep, exact_only, seed, rank)
     root, source = as_root(model), _source(request, calibration)
     if criterion not in COMPENSATING:
         return _plan(root, request, source)
@@ -119,14 +127,19 @@ def _plan(
 
     Criteria that compensate write the new weights into the model, and copies of the old ones into `originals`.
     """
-    if request.criterion in COMPENSATING:
+    weights: dict[str, Tensor] = {}
+    if request.granularity == "rank":
+        removed, skipped, weights = remove_directions(root, request, source, gone)
+    elif request.criterion in COMPENSATING:
         removed, skipped = remove_and_compensate(root, request, source, gone, originals)
     elif request.granularity in STRUCTURED:
-        removed, skipped = remove_units(root, request, source, gone)
+        method = remove_blocks if request.granularity == "block" else remove_units
+        removed, skipped = method(root, request, source, gone)
     else:
         method = remove_n_m if parse_n_m(request.granularity) else remove_weights
         removed, skipped = method(root, request, source, gone)
-    plan = Plan.of(request.granularity, removed, digest=digest(root), request=asdict(request), skipped=skipped)
+    facts = {"digest": digest(root), "request": asdict(request), "skipped": skipped, "weights": weights}
+    plan = Plan.of(request.granularity, removed, **facts)
     if request.granularity in STRUCTURED:
         groups, _ = unit_groups(root, request.granularity)
         plan.approximate = {
@@ -144,7 +157,8 @@ def _plan(
 def apply(model: nn.Module | DiffusionPipeline, plan: Plan, mode: str = "cut") -> Report:
     """Carry out a plan in place: `cut` removes the units, `mask` zeroes them and keeps every shape.
 
-    Weights and N:M patterns have nothing to cut: both modes zero them. Raises ValueError if the plan was made for
+    A masked block keeps its weights and passes on its input. Weights and N:M patterns have nothing to cut: both modes
+    zero them. Raises ValueError if the plan was made for
     another model.
     """
     if mode not in ("cut", "mask"):
@@ -153,10 +167,11 @@ def apply(model: nn.Module | DiffusionPipeline, plan: Plan, mode: str = "cut") -
     if digest(root) != plan.digest:
         raise ValueError("the plan was made for another model, or for this one before it changed; make a new plan")
     before = {name: p.numel() for name, p in root.named_parameters()}
-    for name, weight in plan.weights.items():
-        root.get_parameter(name).data.copy_(weight)
+    if plan.granularity != "rank":  # whose weights are bases, not replacements
+        for name, weight in plan.weights.items():
+            root.get_parameter(name).data.copy_(weight)
     _carry_out(root, plan, mode)
-    for denoiser in root.values() if isinstance(root, nn.ModuleDict) else [root]:
+    for denoiser in denoisers(root).values():
         denoiser._pruning_history = [
             *getattr(denoiser, "_pruning_history", []),
             {"granularity": plan.granularity, "mode": mode, "request": plan.request, "digest": plan.digest},
@@ -170,8 +185,16 @@ def _carry_out(root: nn.Module, plan: Plan, mode: str) -> None:
     if plan.granularity not in STRUCTURED:
         return zero_weights(root, removed)
     groups = {group.name: group for group in unit_groups(root, plan.granularity)[0]}
+    if plan.granularity == "rank":
+        kept = {
+            groups[name]: Basis(plan.weights[f"{name}.basis"], plan.weights[f"{name}.mean"])
+            for name, gone in removed.items()
+            if gone.any()
+        }
+        return (cut_directions if mode == "cut" else mask_directions)(root, kept)
     numbers = {groups[name]: gone.nonzero().flatten() for name, gone in removed.items()}
-    (cut_units if mode == "cut" else mask_units)(root, numbers)
+    mask, cut = (mask_blocks, cut_blocks) if plan.granularity == "block" else (mask_units, cut_units)
+    (cut if mode == "cut" else mask)(root, numbers)
 
 
 def prune(
@@ -192,7 +215,7 @@ def prune(
     report's plan refers to the dense model. A quantised model is dequantised first where diffusers can, with a warning.
     """
     request = Request(granularity, amount, **keywords)
-    for denoiser in denoisers(model).values():
+    for denoiser in denoisers_of(model).values():
         if done := dequantise(denoiser):
             warnings.warn(done, stacklevel=2)
     root, source = as_root(model), _source(request, calibration)
@@ -224,13 +247,13 @@ def as_root(model: nn.Module | DiffusionPipeline) -> nn.Module:
 
     Raises NotPrunable, with the remedy, for models whose weights cannot be read or changed in place.
     """
-    found = denoisers(model)
+    found = denoisers_of(model)
     for module in found.values():
         _check(module)
     return nn.ModuleDict(found) if isinstance(model, DiffusionPipeline) else model
 
 
-def denoisers(model: nn.Module | DiffusionPipeline) -> dict[str, nn.Module]:
+def denoisers_of(model: nn.Module | DiffusionPipeline) -> dict[str, nn.Module]:
     """A pipeline's denoisers by component name; a model itself under the name "". NotPrunable if there are none."""
     if not isinstance(model, DiffusionPipeline):
         return {"": model}

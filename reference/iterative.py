@@ -33,9 +33,10 @@ def rates_by_round(request: Request, schedule: str, rounds: int) -> list[Request
         raise ValueError(f"rounds is a whole number from 1 on, not {rounds!r}")
     if schedule == "one-shot" and rounds > 1:
         raise ValueError("schedule 'one-shot' has one round; choose linear, cubic or exponential for more")
-    if parse_n_m(request.granularity):
+    if parse_n_m(request.granularity) or request.rank is not None:
         if rounds > 1:
-            raise ValueError(f"{request.granularity} is a pattern, not a rate, and cannot grow over rounds")
+            what = f"rank={request.rank}" if request.rank else f"{request.granularity}, a pattern,"
+            raise ValueError(f"{what} is not a rate and cannot grow over rounds")
         return [request]
 
     def scaled(x: float) -> Request:

@@ -27,7 +27,8 @@ class Plan:
     digest: str  # of the model that the plan was made for
     request: dict = field(default_factory=dict)  # the keywords of `plan`, for the record
     skipped: dict[str, str] = field(default_factory=dict)  # layer -> why it stays whole
-    weights: dict[str, Tensor] = field(default_factory=dict)  # replacements in dense shape, written before the cut
+    # Replacements in dense shape, written before the cut; for `rank` the bases that the cut projects on, and the means.
+    weights: dict[str, Tensor] = field(default_factory=dict)
     approximate: dict[str, str] = field(default_factory=dict)  # group -> why cutting it is not exact
 
     def removed(self, name: str) -> Tensor:
@@ -47,8 +48,13 @@ class Plan:
 
     @classmethod
     def from_removed(cls, model: nn.Module, granularity: str, removed: Mapping[str, Sequence[int]]) -> "Plan":
-        """A plan by hand: group name -> numbers of the units to remove (flat indices for `weight`)."""
+        """A plan by hand: group name -> numbers of the units to remove.
+
+        Flat indices for `weight`; for `rank` the directions by magnitude, 0 being that of the largest singular value.
+        """
+        from reference.depth import check_blocks
         from reference.engine import as_root, units  # the engine builds plans, so it cannot be imported above
+        from reference.low_rank import magnitude_weights
 
         groups = {group.name: group for group in units(model, granularity)}
         masks = {}
@@ -66,8 +72,11 @@ class Plan:
             if granularity == "weight" or ":" in granularity:
                 gone = gone.reshape(as_root(model).get_submodule(name).weight.shape)
             masks[name] = gone
-        request = {"granularity": granularity, "by": "hand"}
-        return cls.of(granularity, masks, digest=digest(as_root(model)), request=request)
+        if granularity == "block":
+            check_blocks(as_root(model), masks)
+        root, request = as_root(model), {"granularity": granularity, "by": "hand"}
+        weights = magnitude_weights(root, masks) if granularity == "rank" else {}
+        return cls.of(granularity, masks, digest=digest(root), request=request, weights=weights)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write plan.json and plan.safetensors into `folder`, which is created."""

@@ -16,7 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from reference.engine import denoisers
+from reference.engine import denoisers_of
 
 PRECISIONS = ("bf16", "fp16", "fp8", "fp8-storage", "fp8-compute")
 
@@ -49,7 +49,7 @@ def resolve(precision: str) -> Precision:
 
 def quantise(pipeline: DiffusionPipeline, precision: Precision) -> str:
     """Quantise the pruned denoisers in place; what became of them in one line."""
-    found = list(denoisers(pipeline).values())
+    found = list(denoisers_of(pipeline).values())
     if precision.quantise == "compute":
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, quantize_
 

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from reference.anatomy.skipping import masked_blocks
+from reference.low_rank import larger_than_dense
 from reference.plans import Plan
 
 
@@ -20,7 +22,7 @@ class Layer:
 
 @dataclass
 class Report:
-    """`nonzero` counts weights that are not 0 after pruning; `parameters_after` what is stored by a dense file."""
+    """`nonzero` counts weights that are not 0 and in no masked block; `parameters_after` what a dense file stores."""
 
     granularity: str
     mode: str
@@ -30,6 +32,7 @@ class Report:
     nonzero: int
     skipped: dict[str, str]
     approximate: dict[str, str]
+    larger: dict[str, str]  # low-rank groups that take more parameters than the dense layers did
     plan: Plan
 
     @property
@@ -58,7 +61,8 @@ class Report:
         return (
             f"{self.granularity} ({self.mode}): {self.unit_rate:.1%} of {units:,} units in "
             f"{len(self.layers)} layers; parameters {before:,} -> {after:,} ({self.model_rate:.1%} of the whole model "
-            f"removed), of which {after - self.nonzero:,} are zero; {len(self.skipped)} layers skipped"
+            f"removed), of which {after - self.nonzero:,} are zero or masked; {len(self.skipped)} layers skipped"
+            + "".join(f"; {layer}: {numbers}" for layer, numbers in self.larger.items())
         )
 
 
@@ -66,14 +70,16 @@ def make_report(root: nn.Module, plan: Plan, mode: str, before: Mapping[str, int
     """Count what is there now. `before`: parameter name -> number of weights before pruning."""
     layers = [Layer(name, gone.numel(), int((~gone).sum())) for name in plan.keep for gone in [plan.removed(name)]]
     parameters = dict(root.named_parameters())
+    idle = {p for block in masked_blocks(root) for p in root.get_submodule(block).parameters()}
     return Report(
         granularity=plan.granularity,
         mode=mode,
         layers=layers,
         parameters_before=sum(before.values()),
         parameters_after=sum(p.numel() for p in parameters.values()),
-        nonzero=sum(int(torch.count_nonzero(p)) for p in parameters.values()),
+        nonzero=sum(int(torch.count_nonzero(p)) for p in parameters.values() if p not in idle),
         skipped=dict(plan.skipped),
         approximate=dict(plan.approximate),
+        larger=larger_than_dense(root, before) if plan.granularity == "rank" else {},
         plan=plan,
     )

@@ -4,24 +4,27 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-STRUCTURED = ("head", "neuron", "channel")
+STRUCTURED = ("head", "neuron", "channel", "block", "rank")
 GRANULARITIES = ("weight", "N:M", *STRUCTURED)
 # Which criterion serves which granularity, and in which scopes. N:M ranks within M neighbours whatever the scope.
 ANY, LAYERS, LAYER = ("row", "layer", "component", "global"), ("layer", "component", "global"), ("layer",)
+WIDTH = ("head", "neuron", "channel")
 SERVES = {
-    "magnitude": {"weight": ANY, "N:M": LAYER, "head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
-    "magnitude-l1": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
-    "random": {"weight": ANY, "N:M": LAYER, "head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
-    "taylor": {"weight": ANY, "N:M": LAYER, "head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
-    "diff-pruning": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
-    "diff-pruning-script": {"head": LAYER, "neuron": LAYER, "channel": LAYER},
-    "diff-pruning-experiments": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
+    "magnitude": {"weight": ANY, "N:M": LAYER} | dict.fromkeys(STRUCTURED, LAYERS),
+    "magnitude-l1": dict.fromkeys(WIDTH, LAYERS),
+    "random": {"weight": ANY, "N:M": LAYER} | dict.fromkeys(STRUCTURED, LAYERS),
+    "taylor": {"weight": ANY, "N:M": LAYER} | dict.fromkeys(WIDTH, LAYERS),
+    "diff-pruning": dict.fromkeys(WIDTH, LAYERS),
+    "diff-pruning-script": dict.fromkeys(WIDTH, LAYER),
+    "diff-pruning-experiments": dict.fromkeys(WIDTH, LAYERS),
     "wanda": {"weight": ANY, "N:M": LAYER},
-    "obs": {"weight": LAYER, "N:M": LAYER, "head": LAYER, "neuron": LAYER, "channel": LAYER},
-    "obs-diff": {"weight": LAYER, "N:M": LAYER, "head": LAYER, "neuron": LAYER, "channel": LAYER},
+    "obs": {"weight": LAYER, "N:M": LAYER} | dict.fromkeys(WIDTH, LAYER),
+    "obs-diff": {"weight": LAYER, "N:M": LAYER} | dict.fromkeys(WIDTH, LAYER),
     "head-gradient": {"head": LAYERS},
-    "output-energy": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
-    "learned": {"head": LAYERS, "neuron": LAYERS, "channel": LAYERS},
+    "output-energy": dict.fromkeys((*WIDTH, "rank"), LAYERS),
+    "learned": dict.fromkeys(WIDTH, LAYERS),
+    "block-influence": {"block": LAYERS},
+    "sensitivity": {"block": LAYERS},
 }
 WITHOUT_DATA = ("magnitude", "magnitude-l1", "random")  # the others need `calibration`
 
@@ -40,6 +43,7 @@ class Request:
     min_keep: int = 1
     exact_only: bool = False
     seed: int = 0
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         kind = "N:M" if parse_n_m(self.granularity) else self.granularity
@@ -62,7 +66,12 @@ class Request:
             raise ValueError(
                 f"min_keep is a whole number from 1 on, not {self.min_keep!r}: a layer must keep something"
             )
-        if kind == "N:M":
+        if self.rank is not None:
+            if kind != "rank" or self.amount is not None:
+                raise ValueError("rank, the number of directions to keep, goes with granularity 'rank', without amount")
+            if type(self.rank) is not int or self.rank < 1:
+                raise ValueError(f"rank is a whole number from 1 on, not {self.rank!r}")
+        elif kind == "N:M":
             n, m = parse_n_m(self.granularity)
             if self.amount is not None and self.amount != 1 - n / m:
                 raise ValueError(f"{self.granularity} removes exactly {1 - n / m:g}; leave amount out, or change N:M")

@@ -7,7 +7,7 @@
 Here the units are the hidden neurons of the feed-forwards; `heads.py` does the same to attention.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,16 @@ from reference.targets import matching
 
 
 def remove_units(
-    root: nn.Module, request: Request, source: Source | None = None, gone: Mapping[str, Tensor] | None = None
+    root: nn.Module,
+    request: Request,
+    source: Source | None = None,
+    gone: Mapping[str, Tensor] | None = None,
+    scorer: Callable = unit_scorer,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Which units go: group -> booleans (units,); and group -> why it was skipped. Else as `remove_weights`."""
     found, refused = unit_groups(root, request.granularity)
     groups, skipped = matching(found, request)
-    score, unscored = unit_scorer(root, groups, request, source)
+    score, unscored = scorer(root, groups, request, source)
     groups, skipped = [group for group in groups if group.name not in unscored], skipped | refused | unscored
     removed: dict[str, Tensor] = {}
     for rate, members in pools(root, groups, request):

@@ -6,6 +6,8 @@ granularity, over its variants in `tests/zoo`:
     approximate  the units can be cut, but norms see what is gone; the reason names them
     refused      the units exist and cannot be cut; why
     none         no rule finds such units: it has none, or of a layout that nobody has described yet
+
+For `rank`, the inputs of all layers of a group are watched too: they must be the same vectors.
 """
 
 import json
@@ -19,12 +21,17 @@ from torch import nn
 from tqdm import tqdm
 
 from reference import anatomy
+from reference.anatomy.blocks import BlockList
 from reference.anatomy.groups import Group, cut_units, mask_units
-from tests.zoo import ZOO, make, output
+from reference.anatomy.modulation import Basis, cut_directions, layers_of, mask_directions
+from reference.anatomy.skipping import cut_blocks, mask_blocks
+from reference.calibration import as_source, see_inputs
+from tests.zoo import ZOO, make, output, seeded
 
 FILE = Path(anatomy.__file__).parent / "coverage.json"
 LAW = 1e-5
 RATES = (0.25, 0.5, 0.75)
+NONE = {"rank": "no layer turns a conditioning vector into the modulation of a block"}
 
 
 def verdict(name: str, granularity: str) -> dict[str, str]:
@@ -37,8 +44,12 @@ def verdict(name: str, granularity: str) -> dict[str, str]:
     groups = [g for g in found if not g.refused and g.count > 1]
     if not groups:
         refused = next((g.refused for g in found if g.refused), "")
-        return {"status": "refused" if refused else "none", "reason": refused or f"no rule finds {granularity}s in it"}
-    deviations = [deviation(name, granularity, [rate]) for rate in RATES] + [deviation(name, granularity, RATES)]
+        none = NONE.get(granularity, f"no rule finds {granularity}s in it")
+        return {"status": "refused" if refused else "none", "reason": refused or none}
+    if granularity == "rank":
+        check_shared_inputs(name)
+    measure = deviation_of_rank if granularity == "rank" else deviation
+    deviations = [measure(name, granularity, [rate]) for rate in RATES] + [measure(name, granularity, RATES)]
     approximate = next((g.approximate for g in groups if g.approximate), "")
     if max(deviations) <= LAW:
         return {"status": "exact", "reason": ""}
@@ -51,6 +62,7 @@ def verdict(name: str, granularity: str) -> dict[str, str]:
 def deviation(name: str, granularity: str, rates: tuple[float, ...] | list[float]) -> float:
     """Largest relative difference between masking and cutting, cut in as many rounds as there are rates."""
     (masked, inputs), (cut, _) = make(name), make(name)
+    mask, remove = (mask_blocks, cut_blocks) if granularity == "block" else (mask_units, cut_units)
     alive: dict[str, torch.Tensor] = {}
     for round_, rate in enumerate(rates):
         dense = {g.name: g for g in groups_of(masked, granularity)}
@@ -58,20 +70,58 @@ def deviation(name: str, granularity: str, rates: tuple[float, ...] | list[float
         alive = alive or {n: torch.arange(g.count) for n, g in dense.items()}
         from_mask, from_cut = {}, {}
         for i, (n, g) in enumerate(dense.items()):
+            if n not in now:
+                continue  # a list of blocks that has no choice left
             generator = torch.Generator().manual_seed(1000 * round_ + i)
             target = min(g.count - 1, int(rate * g.count + 0.5))  # of the original units
-            more = max(0, target - (g.count - len(alive[n])))
-            order = torch.randperm(len(alive[n]), generator=generator)
-            chosen, stays = order[:more].sort().values, order[more:].sort().values
-            from_mask[g], from_cut[now[n]] = alive[n][chosen], chosen
+            bundles = now[n].bundles if granularity == "block" else torch.arange(len(alive[n]))[:, None].tolist()
+            more = max(0, target - (g.count - len(alive[n]))) // len(bundles[0])
+            order = torch.randperm(len(bundles), generator=generator)
+            chosen = torch.tensor([u for b in order[:more] for u in bundles[b]], dtype=torch.long).sort().values
+            from_mask[g], from_cut[now[n]] = alive[n][chosen].sort().values, chosen
+            stays = torch.ones(len(alive[n]), dtype=torch.bool).index_fill(0, chosen, False)
             alive[n] = alive[n][stays]
-        mask_units(masked, from_mask)
-        cut_units(cut, from_cut)
+        mask(masked, from_mask)
+        remove(cut, from_cut)
     expected, actual = output(masked, inputs), output(cut, inputs)
     return (expected - actual).abs().max().item() / max(1.0, expected.abs().max().item())
 
 
-def groups_of(model: nn.Module, granularity: str) -> list[Group]:
+@torch.no_grad()
+def deviation_of_rank(name: str, granularity: str, rates: tuple[float, ...] | list[float]) -> float:
+    """As `deviation`, for directions of random bases: each round keeps fewer of the same basis, the last one cuts."""
+    (masked, inputs), (cut, _) = make(name), make(name)
+    for rate in rates:
+        for i, group in enumerate(groups_of(masked, granularity)):
+            generator = torch.Generator().manual_seed(i)
+            r = max(1, round((1 - rate) * group.count))
+            B_dd = torch.linalg.qr(torch.randn(group.count, group.count, generator=generator))[0]
+            biased = all(masked.get_submodule(layer).bias is not None for layer in layers_of(group))
+            basis = Basis(B_dd[:r], torch.randn(group.count, generator=generator) * biased)
+            mask_directions(masked, {group: basis})
+            (cut_directions if rate == rates[-1] else mask_directions)(cut, {group: basis})
+    expected, actual = output(masked, inputs), output(cut, inputs)
+    return (expected - actual).abs().max().item() / max(1.0, expected.abs().max().item())
+
+
+def check_shared_inputs(name: str) -> None:
+    """Raise AssertionError if two layers of a group are fed by different vectors."""
+    model, inputs = make(name)
+    groups = groups_of(model, "rank")
+    seen: dict[str, list[torch.Tensor]] = {}
+    layers = {layer: model.get_submodule(layer) for group in groups for layer in layers_of(group)}
+    with seeded(1):
+        see_inputs(
+            model, as_source([inputs]), layers, lambda layer, X_1nd, _: seen.setdefault(layer, []).append(X_1nd[0])
+        )
+    for group in groups:
+        distinct = [torch.cat(seen[layer]).unique(dim=0) for layer in layers_of(group)]
+        for layer, rows in zip(layers_of(group), distinct, strict=True):
+            if not torch.equal(rows, distinct[0]):
+                raise AssertionError(f"{name}: {layer} does not read the vector of {group.name}")
+
+
+def groups_of(model: nn.Module, granularity: str) -> list[Group] | list[BlockList]:
     """Those that can be cut."""
     return [g for g in anatomy.all_groups(model, granularity) if not g.refused]
 

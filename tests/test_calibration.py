@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import reference
 from reference import calibration as calibration_module
+from reference.__main__ import main
 from reference.anatomy import unit_groups, weight_layers
 from reference.calibration import Calibration, Calls, calls, see_inputs
 from reference.consumers import consumers
@@ -15,7 +16,7 @@ from reference.criteria import obs, output_energy
 from reference.criteria.obs_diff import timestep_weights
 from reference.denoising_loss import gradients, squared_errors, step_losses, training_calls
 from reference.engine import prune
-from reference.pruning import load_pipeline
+from reference.loaders import load_pipeline
 from reference.request import SERVES, WITHOUT_DATA
 from reference.scoring import hessians
 from tests.conftest import TEXT_TOKENS, forward, tiny_mmdit
@@ -48,7 +49,7 @@ def made_calls(count: int = 3, samples: int = 2, seed: int = 0) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def pipe():
-    return load_pipeline("openmoji-mmdit", torch.float32)
+    return load_pipeline("openmoji-mmdit", dtype=torch.float32)
 
 
 def pattern(granularity: str) -> str:
@@ -398,3 +399,34 @@ def test_layers_that_no_call_reaches_stay_whole_and_are_named(mmdit):
     assert plan.skipped["unused.0"] == "calibration never reached it"
     assert "unused.0" not in plan.keep
     assert {layer.name for layer in weight_layers(mmdit) if layer.repeated} == {*plan.keep, "unused.0"}
+
+
+# -- memory and the command line ------------------------------------------------------------------------------------
+
+
+def test_a_model_is_calibrated_in_the_memory_of_one_package(mmdit, monkeypatch):
+    """Hessians of one package at a time: each run asks for a part of the layers, and together for each layer once."""
+    asked = []
+
+    def watched(root, source, layers, weigh=None):
+        asked.append(sum(layer.weight.shape[1] ** 2 for layer in layers.values()))
+        return hessians(root, source, layers, weigh)
+
+    monkeypatch.setattr("reference.compensation.hessians", watched)
+    reference.plan(mmdit, "weight", 0.5, "obs", calibration=made_calls())
+    assert len(asked) == 4
+    layers = [layer.module for layer in weight_layers(mmdit) if layer.repeated]
+    assert sum(asked) == sum(layer.weight.shape[1] ** 2 for layer in layers)
+    assert max(asked) < 0.5 * sum(asked)
+
+
+def test_the_command_line_calibrates(tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("red heart\n\ngreen apple\n")
+    arguments = ["prune", "openmoji-mmdit", "--granularity", "head", "--amount", "0.4", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--criterion", "obs-diff"]) == 2
+    assert "give --prompts FILE" in capsys.readouterr().err
+    assert main([*arguments, "--criterion", "obs-diff", "--prompts", str(prompts), "--steps", "2"]) == 0
+    loaded = reference.load_pruned(tmp_path / "out")
+    assert {block.attn.heads for block in loaded.transformer.transformer_blocks} == {3}
+    assert loaded.transformer._pruning_history[0]["request"]["criterion"] == "obs-diff"

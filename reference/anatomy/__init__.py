@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from reference.anatomy import attention, convolution, feed_forward, packed, parallel
+from reference.anatomy import attention, blocks, convolution, feed_forward, modulation, packed, parallel
+from reference.anatomy.blocks import BlockList
 from reference.anatomy.groups import Group
 from reference.errors import NotPrunable
 
@@ -23,6 +24,8 @@ RULES = {
     "head": (attention.heads, packed.heads, parallel.heads),
     "neuron": (feed_forward.neurons, parallel.neurons, convolution.neurons),
     "channel": (convolution.channels,),
+    "block": (blocks.block_lists,),
+    "rank": (modulation.directions,),
 }
 # What no rule can see from a module alone, because something around it depends on the units.
 REFUSED = {
@@ -33,6 +36,9 @@ REFUSED = {
     ("LTX2VideoTransformer3DModel", "head"): "the rotary table spans all heads of a layer, each at its own frequencies",
     ("SanaWMLTX2RefinerTransformer3DModel", "head"): "the rotary table spans all heads of a layer",
     ("RFD4ProteinaTransformer", "head"): "forward reshapes the attention's output to the width of the tokens",
+    ("RFD4ProteinaTransformer", "rank"): "every norm reads another vector, made anew for each token",
+    ("Flux3Transformer2DModel", "rank"): "one layer a modality serves all its blocks, with a vector for each token",
+    ("ChromaTransformer2DModel", "rank"): "an approximator makes all modulation vectors; no block has a Linear for it",
 }
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -52,12 +58,12 @@ def coverage() -> dict[str, dict[str, dict[str, str]]]:
     return json.loads((Path(__file__).parent / "coverage.json").read_text())
 
 
-def unit_groups(root: nn.Module, granularity: str) -> tuple[list[Group], dict[str, str]]:
+def unit_groups(root: nn.Module, granularity: str) -> tuple[list[Group] | list[BlockList], dict[str, str]]:
     """The groups of `granularity` that can be cut, in module order, and name -> reason of those that cannot.
 
     Raises NotPrunable, with the reason, if the class is unknown or nothing of it can be cut.
     """
-    for denoiser in root.values() if isinstance(root, nn.ModuleDict) else [root]:
+    for denoiser in denoisers(root).values():
         kind = type(denoiser).__name__
         if kind not in coverage():
             raise NotPrunable(
@@ -76,9 +82,15 @@ def unit_groups(root: nn.Module, granularity: str) -> tuple[list[Group], dict[st
     return groups, refused
 
 
-def all_groups(root: nn.Module, granularity: str) -> list[Group]:
-    """What the rules find, tested or not."""
-    return [g for name, module in root.named_modules() for rule in RULES[granularity] for g in rule(name, module)]
+def all_groups(root: nn.Module, granularity: str) -> list[Group] | list[BlockList]:
+    """What the rules find, tested or not. A config belongs to a whole denoiser, so the rules of blocks ask that."""
+    modules = denoisers(root) if granularity == "block" else dict(root.named_modules())
+    return [g for name, module in modules.items() for rule in RULES[granularity] for g in rule(name, module)]
+
+
+def denoisers(root: nn.Module) -> dict[str, nn.Module]:
+    """The denoisers of a pipeline by component name, or the one model under the name ""."""
+    return dict(root.items()) if isinstance(root, nn.ModuleDict) else {"": root}
 
 
 def weight_layers(root: nn.Module) -> Iterator[WeightLayer]:

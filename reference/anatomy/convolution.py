@@ -13,6 +13,7 @@ Neuron: Sana's GLUMBConv is a 1x1 convolution to 2*hidden, a depthwise one over 
 from torch import nn
 
 from reference.anatomy.groups import Group, Slice
+from reference.anatomy.modulation import LowRankLinear
 
 
 def channels(name: str, module: nn.Module) -> list[Group]:
@@ -26,7 +27,7 @@ def channels(name: str, module: nn.Module) -> list[Group]:
     if conv1.bias is not None:
         slices.append(Slice(f"{name}.conv1.bias", 0, 0, width))
     time = getattr(module, "time_emb_proj", None)
-    if isinstance(time, nn.Linear):
+    if isinstance(time, nn.Linear | LowRankLinear):
         for start in range(0, time.out_features, inner):
             slices.append(Slice(f"{name}.time_emb_proj.weight", 0, start, width))
             if time.bias is not None:

@@ -17,7 +17,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from reference.checkpoint import MANIFEST, load_pruned
 from reference.embedded import EMBEDDED, load_embedded
 from reference.embedded.pipeline import EmbeddedPipeline
-from reference.engine import DENOISERS, denoisers
+from reference.engine import DENOISERS, denoisers_of
 from reference.loaders import single_file
 from reference.loaders.hub import hub_file, hub_folder
 from reference.loaders.single_file import one_line
@@ -128,7 +128,12 @@ def _load_svdquant_file(file: Path, base_model: Source | None, dtype: torch.dtyp
         base = next((repo for name, repo in SVDQUANT_BASES.items() if name in file.name.lower()), None)
         if base is None:
             raise ValueError(f"{file} holds only a transformer; name the pipeline it belongs to by base_model")
-    subfolder = _denoiser_of(base, _index(base)) if base is not None else None  # before minutes of unpacking
+    subfolder = None
+    if base is not None:  # before minutes of unpacking
+        index = _index(base)
+        subfolder = _denoiser_of(base, index)
+        if index[subfolder][1] != "FluxTransformer2DModel":
+            raise ValueError(f"{file} is a FLUX.1 transformer, {base} has a {index[subfolder][1]}; name a FLUX.1 one")
 
     def read_config() -> dict | None:
         return _config(base, subfolder) if base is not None else None
@@ -159,7 +164,7 @@ def _pipeline(folder: Path, dtype: torch.dtype | None, **passed: ModelMixin) -> 
     kind = EmbeddedPipeline if index.get("_class_name") == "EmbeddedPipeline" else DiffusionPipeline
     with one_line(folder):
         pipeline = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **passed)
-    for name, denoiser in denoisers(pipeline).items():
+    for name, denoiser in denoisers_of(pipeline).items():
         _say(folder / name, dequantise(denoiser, dtype))
     return pipeline
 

@@ -40,7 +40,7 @@ UNION = (
 )
 
 
-@case("ControlNetModel", **ENCODER)
+@case("ControlNetModel", **ENCODER, transformer_layers_per_block=2)
 def _():
     return unet_inputs(controlnet_cond=draw(3, 16, 16))
 
@@ -82,6 +82,7 @@ def _():
     **ENCODER | {"down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion")},
     motion_num_attention_heads=4,
     motion_max_seq_length=8,
+    transformer_layers_per_block=2,
 )
 def _():
     """A condition for the first of 3 frames. The sample itself is replaced by zeros."""

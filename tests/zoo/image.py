@@ -205,7 +205,7 @@ def hunyuan_dit_inputs(**more):
     }
 
 
-case("HunyuanDiT2DModel", **HUNYUAN_DIT, num_layers=4)(hunyuan_dit_inputs)
+case("HunyuanDiT2DModel", **HUNYUAN_DIT, num_layers=8)(hunyuan_dit_inputs)
 
 
 LUMINA = {

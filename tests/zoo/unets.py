@@ -168,6 +168,7 @@ case("UNet2DConditionModel:fused_qkv", fused_unet, **SD)(unet_inputs)
     attention_head_dim=4,
     norm_num_groups=4,
     ff_mult=2,
+    transformer_layers_per_block=2,
 )
 def _():
     return unet_inputs()
@@ -186,6 +187,7 @@ def _():
         "down_block_types": ("CrossAttnDownBlockFlat", "DownBlockFlat"),
         "up_block_types": ("UpBlockFlat", "CrossAttnUpBlockFlat"),
     },
+    transformer_layers_per_block=2,
 )
 def _():
     """Channels times 4 values each: the latents of a text."""
@@ -306,6 +308,7 @@ def _():
     num_attention_heads=4,
     motion_num_attention_heads=4,
     motion_max_seq_length=8,
+    transformer_layers_per_block=2,
 )
 def _():
     return unet_inputs(sample=draw(4, 3, 8, 8), encoder_hidden_states=draw(3, 5, 12).flatten(0, 1))

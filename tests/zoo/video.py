@@ -323,7 +323,7 @@ def _():
     attention_head_dim=8,
     in_channels=4,
     out_channels=8,
-    num_layers=2,
+    num_layers=4,
     cross_attention_dim=32,
     attention_bias=True,
     sample_size=8,
