@@ -55,7 +55,7 @@ def dequantise(model: nn.Module, dtype: torch.dtype | None = None) -> str | None
             if getattr(parameter, "quant_type", None) is not None:
                 from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
 
-                setattr(module, name, nn.Parameter(dequantize_gguf_tensor(parameter), requires_grad=False))
+                setattr(module, name, nn.Parameter(dequantize_gguf_tensor(parameter)))
     model._internal_dict = type(model.config)({k: v for k, v in model.config.items() if k != "quantization_config"})
     keep = model._keep_in_fp32_modules or ()
     for name, parameter in model.named_parameters():

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
 from reference.loaders import packed4 as p4
-from reference.loaders.svdquant import ADANORM_PARTS, AFTER_GELU, DOUBLE, RENAMED_LAYERS, RENAMED_TENSORS, SINGLE
+from reference.loaders.flux_names import ADANORM_PARTS, AFTER_GELU, DOUBLE, RENAMED_LAYERS, RENAMED_TENSORS, SINGLE
 
 WIDTH, RANK = 128, 16
 CONFIG = {

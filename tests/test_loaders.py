@@ -19,6 +19,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
 import reference
+from reference.__main__ import main
 from reference.loaders import load, load_pipeline
 from reference.quantised import dequantise, packed_weight
 from tests import svdquant_files as files
@@ -103,11 +104,11 @@ def test_a_file_in_its_authors_layout_names_its_own_pipeline(tmp_path):
 
 
 def test_a_file_with_text_encoders_becomes_a_whole_pipeline(base, tmp_path, monkeypatch):
-    asked = {}
-    monkeypatch.setattr(FluxPipeline, "from_single_file", lambda file, **keywords: asked.update(keywords) or file)
+    asked, whole = {}, load_pipeline(base)
+    monkeypatch.setattr(FluxPipeline, "from_single_file", lambda file, **keywords: asked.update(keywords) or whole)
     file = tmp_path / "all.safetensors"
     save_file({"first_stage_model.w": torch.ones(2, dtype=torch.float16), "model.w": torch.ones(1)}, file)
-    assert load_pipeline(file, base) == str(file)
+    assert load_pipeline(file, base) is whole
     assert asked == {"config": str(base), "dtype": torch.float16}
 
 
@@ -346,13 +347,30 @@ def test_svdquant_file_in_its_pipeline(base, tmp_path, nvfp4):
     other = shutil.copy(file, tmp_path / "mine.safetensors")
     refused("mine.safetensors holds only a transformer; name the pipeline it belongs to by base_model", other)
     with warnings.catch_warnings(record=True):
-        assert same(load(other, dtype=torch.float32), state)
+        alone = load(other, dtype=torch.float32)
+    assert same(alone, state)
+    assert alone._pruning_source == {"name": f"{tmp_path.name}/mine.safetensors", "revision": None}
 
 
 def test_svdquant_file_without_a_config_takes_that_of_its_pipeline(base, tmp_path):
     file, state = files.write_flux(tmp_path, change=lambda tensors, metadata: metadata.clear())
     with warnings.catch_warnings(record=True):
         assert same(load_pipeline(file, base).transformer, state, torch.bfloat16)
+
+
+def test_an_svdquant_file_pruned_on_the_command_line(tmp_path):
+    file, _ = files.write_flux(tmp_path)
+    arguments = ["prune", str(file), "--granularity", "head", "--amount", "0.5", "--out", str(tmp_path / "out")]
+    with pytest.warns(UserWarning, match="4-bit SVDQuant weights were dequantised"):
+        assert main(arguments) == 0
+    model = reference.load_pruned(tmp_path / "out")
+    assert [block.attn.heads for block in model.transformer_blocks] == [1, 1]
+
+
+def test_an_svdquant_file_needs_a_flux_pipeline(tmp_path):
+    file, _ = files.write_flux(tmp_path)
+    load_pipeline("openmoji-mmdit").save_pretrained(tmp_path / "other")
+    refused("is a FLUX.1 transformer, .*other has a SD3Transformer2DModel; name a FLUX.1 one", file, tmp_path / "other")
 
 
 HUB = """
@@ -376,11 +394,11 @@ def test_hub_by_http(base, tmp_path):
     file, _ = files.write_flux(repo)
     (repo / "empty").mkdir()
     (repo / "empty" / "README.md").write_text("hello")
-    repositories = {"org/flux": base, "nunchaku-ai/flux": repo, "org/empty": repo / "empty"}
+    repositories = {"org/flux": base, "org/around": base, "nunchaku-ai/flux": repo, "org/empty": repo / "empty"}
     repositories |= {"org/only": base / "transformer"}
     asked = [
         ("org/flux", None),
-        (f"nunchaku-tech/flux/{file.name}", "org/flux"),
+        (f"nunchaku-tech/flux/{file.name}", "org/around"),
         ("org/only", "org/flux"),
         ("org/closed", None),
         (f"org/closed/{file.name}", None),
@@ -411,6 +429,9 @@ def test_hub_by_http(base, tmp_path):
         "org/empty": "org/empty has no file model_index.json",
         "org/flux/absent.safetensors": "org/flux has no file absent.safetensors",
     }
+    cached = tmp_path / "home" / "hub"
+    with_transformer = {f.parts[-5] for f in cached.rglob("snapshots/*/transformer/*.safetensors")}
+    assert with_transformer == {"models--org--flux"}  # a denoiser that is passed in is not downloaded
 
 
 def test_nothing_here_is_a_pipeline_of_diffusers_by_chance(base):

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +105,12 @@ def test_dense_linear_computes_what_the_kernel_computes(nvfp4):
     L_down = p4.untile(L_down, p4.down_layout(16, 256)).double()
     W, b = p4.dense_linear(tensors, after_gelu=True)
     assert torch.equal(x @ W.double().T + b.double(), quantised + bias + (x @ L_down.T) @ L_up.T)
+
+
+@pytest.mark.skipif("SVDQUANT_FILE" not in os.environ, reason="SVDQUANT_FILE names no published file (24 GB of memory)")
+def test_a_published_file():
+    model = load_svdquant(Path(os.environ["SVDQUANT_FILE"]))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_smoothing_folded_into_the_layer_before_needs_nothing(tmp_path):

@@ -6,6 +6,7 @@ a warning says what that costs; everything else is refused. There is no pickle a
 
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -100,7 +101,19 @@ def _load_folder(folder: Path, base_model: Source | None, dtype: torch.dtype | N
 
 
 def _load_file(file: Path, base_model: Source | None, dtype: torch.dtype | None, alone: bool):
-    """A denoiser or a pipeline in one file."""
+    """A denoiser or a pipeline in one file; its denoisers remember the file, for the manifest of `save_pruned`."""
+    loaded = _read_file(file, base_model, dtype, alone)
+    hub = re.search(r"models--([^/]+)/snapshots/([0-9a-f]{40})/(.+)", file.as_posix())
+    for denoiser in denoisers_of(loaded).values():
+        denoiser._pruning_source = (
+            {"name": f"{hub[1].replace('--', '/')}/{hub[3]}", "revision": hub[2]}
+            if hub
+            else {"name": "/".join(file.parts[-2:]), "revision": None}
+        )
+    return loaded
+
+
+def _read_file(file: Path, base_model: Source | None, dtype: torch.dtype | None, alone: bool):
     if file.suffix.lower() in PICKLES:
         raise ValueError(f"{file} is of a kind that can run code when it is read; convert it to safetensors")
     if file.suffix.lower() not in single_file.SUFFIXES:

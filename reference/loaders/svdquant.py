@@ -16,51 +16,17 @@ from diffusers import FluxTransformer2DModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from reference.loaders.flux_names import (
+    ADANORM_PARTS,
+    AFTER_GELU,
+    RENAMED_TENSORS,
+    block_and_layer,
+    diffusers_layers,
+    natural,
+)
 from reference.loaders.packed4 import dense_adanorm, dense_linear
 
 CLASSES = ("NunchakuFluxTransformer2dModel", "NunchakuFluxTransformer2DModelV2")
-
-# Layers of a block in the file -> layers of diffusers, which share the rows evenly.
-DOUBLE = {
-    "qkv_proj": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "qkv_proj_context": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "out_proj": ("attn.to_out.0",),
-    "out_proj_context": ("attn.to_add_out",),
-    "mlp_fc1": ("ff.net.0.proj",),
-    "mlp_fc2": ("ff.net.2",),
-    "mlp_context_fc1": ("ff_context.net.0.proj",),
-    "mlp_context_fc2": ("ff_context.net.2",),
-    "norm1.linear": ("norm1.linear",),
-    "norm1_context.linear": ("norm1_context.linear",),
-}
-# The output of a single block is one Linear over [attention | feed-forward]: two layers of the file side by side.
-SINGLE = {
-    "qkv_proj": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "out_proj": ("proj_out",),
-    "mlp_fc1": ("proj_mlp",),
-    "mlp_fc2": ("proj_out",),
-    "norm.linear": ("norm.linear",),
-}
-ADANORM_PARTS = {"norm1.linear": 6, "norm1_context.linear": 6, "norm.linear": 3}
-AFTER_GELU = ("mlp_fc2", "mlp_context_fc2")
-# Newer names -> the names above.
-RENAMED_LAYERS = {
-    "attn.to_qkv": "qkv_proj",
-    "attn.add_qkv_proj": "qkv_proj_context",
-    "attn.to_out.0": "out_proj",
-    "attn.to_out": "out_proj",
-    "attn.to_add_out": "out_proj_context",
-    "ff.net.0.proj": "mlp_fc1",
-    "ff.net.2": "mlp_fc2",
-    "ff_context.net.0.proj": "mlp_context_fc1",
-    "ff_context.net.2": "mlp_context_fc2",
-}
-RENAMED_TENSORS = {
-    "smooth_factor": "smooth",
-    "smooth_factor_orig": "smooth_orig",
-    "proj_down": "lora_down",
-    "proj_up": "lora_up",
-}
 W4A4 = {"qweight", "wscales", "wcscales", "wtscale", "bias", "smooth", "smooth_orig", "lora_down", "lora_up"}
 AWQ = {"qweight", "wscales", "wzeros", "bias"}
 
@@ -114,14 +80,14 @@ def _load(file: Path, stored: safe_open, dtype: torch.dtype, read_config: Callab
         put(target, tensor, name)
     halves: dict[str, tuple[Tensor, Tensor]] = {}
     for prefix, leaves in layers.items():
-        block, layer = _block_and_layer(prefix)
+        block, layer = block_and_layer(prefix)
         _check_layer(file, prefix, stored, leaves)
         tensors = {leaf: stored.get_tensor(name) for leaf, name in leaves.items() if leaf != "smooth_orig"}
         if layer in ADANORM_PARTS:
             W_nk, bias = dense_adanorm(tensors, ADANORM_PARTS[layer])
         else:
             W_nk, bias = dense_linear(tensors, layer in AFTER_GELU)
-        targets = _targets(block)[layer]
+        targets = diffusers_layers(block)[layer]
         if targets == ("proj_out",):
             halves[layer] = W_nk, bias
             if len(halves) < 2:
@@ -133,39 +99,25 @@ def _load(file: Path, stored: safe_open, dtype: torch.dtype, read_config: Callab
             put(f"{block}.{target}.weight", W, prefix)
             put(f"{block}.{target}.bias", b, prefix)
     model.load_state_dict(dense, strict=True, assign=True)
-    return model.requires_grad_(False).eval()
+    return model.eval()
 
 
 def _sort(file: Path, names: set[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Layer -> {tensor of the layer: stored name}, in the order of blocks; and stored name -> name in diffusers."""
-    packed = sorted((name[: -len(".qweight")] for name in names if name.endswith(".qweight")), key=_natural)
+    packed = sorted((name[: -len(".qweight")] for name in names if name.endswith(".qweight")), key=natural)
     layers: dict[str, dict[str, str]] = {prefix: {} for prefix in packed}
     plain = {}
     for name in sorted(names):
         prefix, _, leaf = name.rpartition(".")
         leaf = RENAMED_TENSORS.get(leaf, leaf)
         if prefix in layers:
-            known = AWQ if _block_and_layer(prefix)[1] in ADANORM_PARTS else W4A4
+            known = AWQ if block_and_layer(prefix)[1] in ADANORM_PARTS else W4A4
             if leaf not in known:
                 raise ValueError(f"{file}: {name} is unknown; a layer of this kind has {', '.join(sorted(known))}")
             layers[prefix][leaf] = name
         else:
             plain[name] = re.sub(r"(blocks\.\d+)\.(norm_(?:added_)?[qk]\.)", r"\1.attn.\2", name)
     return layers, plain
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-
-
-def _block_and_layer(prefix: str) -> tuple[str, str]:
-    """`transformer_blocks.3.attn.to_qkv` -> `transformer_blocks.3`, `qkv_proj`."""
-    block, layer = re.fullmatch(r"((?:single_)?transformer_blocks\.\d+)\.(.+)|.*", prefix).groups()
-    return block or "", RENAMED_LAYERS.get(layer, layer or prefix)
-
-
-def _targets(block: str) -> dict[str, tuple[str, ...]]:
-    return SINGLE if block.startswith("single_") else DOUBLE if block else {}
 
 
 def _empty_model(
@@ -178,7 +130,7 @@ def _empty_model(
         raise ValueError(f"{file}: the config in its metadata is no JSON ({error})") from error
     if not isinstance(config, dict):
         raise ValueError(f"{file} has no config in its metadata; name its pipeline by base_model")
-    blocks = {_block_and_layer(prefix)[0] for prefix in layers}
+    blocks = {block_and_layer(prefix)[0] for prefix in layers}
     for key, kind in (("num_layers", "transformer_blocks."), ("num_single_layers", "single_transformer_blocks.")):
         held = sum(block.startswith(kind) for block in blocks)
         if config.get(key) != held:
@@ -195,10 +147,10 @@ def _check_names(file: Path, layers: Mapping[str, object], plain: Mapping[str, s
     made = {target: name for name, target in plain.items()}
     fused: dict[str, set[str]] = {}
     for prefix in layers:
-        block, layer = _block_and_layer(prefix)
-        if layer not in _targets(block):
+        block, layer = block_and_layer(prefix)
+        if layer not in diffusers_layers(block):
             raise ValueError(f"{file}: {prefix} is no layer of a FLUX.1 block")
-        for target in _targets(block)[layer]:
+        for target in diffusers_layers(block)[layer]:
             fused.setdefault(f"{block}.{target}", set()).add(layer)
             made |= {f"{block}.{target}.{part}": prefix for part in ("weight", "bias")}
     missing = [name for name in expected if name not in made]
@@ -213,7 +165,7 @@ def _check_names(file: Path, layers: Mapping[str, object], plain: Mapping[str, s
 def _check_layer(file: Path, prefix: str, stored: safe_open, leaves: Mapping[str, str]) -> None:
     """Types and shapes of one layer's tensors, before any is read."""
     found = {leaf: (s.get_dtype(), tuple(s.get_shape())) for leaf, n in leaves.items() for s in [stored.get_slice(n)]}
-    awq = _block_and_layer(prefix)[1] in ADANORM_PARTS
+    awq = block_and_layer(prefix)[1] in ADANORM_PARTS
     for leaf in AWQ if awq else ("qweight", "wscales", "bias", "smooth"):
         if leaf not in found:
             raise ValueError(f"{file}: {prefix} lacks {leaf}; download the file again")
@@ -225,7 +177,7 @@ def _check_layer(file: Path, prefix: str, stored: safe_open, leaves: Mapping[str
     if kind != ("I32" if awq else "I8") or len(shape) != 2:
         raise ValueError(f"{file}: {prefix}.qweight is {kind} {shape}, not the packed 4-bit codes of SVDQuant")
     N, K = shape[0] * (4 if awq else 1), 2 * shape[1]
-    tile = (4 * ADANORM_PARTS[_block_and_layer(prefix)[1]], 64) if awq else (128, 128)
+    tile = (4 * ADANORM_PARTS[block_and_layer(prefix)[1]], 64) if awq else (128, 128)
     if not N or not K or N % tile[0] or K % tile[1]:
         raise ValueError(f"{file}: {prefix} is {N} x {K}; SVDQuant layers come in multiples of {tile[0]} x {tile[1]}")
     wanted = {"bias": (floats, {(N,)})}
