@@ -44,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     compare.add_argument("--seed", type=int, default=0)
     compare.add_argument("--out", type=Path, default=Path("compare.png"), help="dense above pruned, as a picture")
 
-    train = commands.add_parser("train", help="train an embedded model from scratch")
-    train.add_argument("model", choices=["openmoji-mmdit"])
+    train = commands.add_parser("train", help="train an embedded model, or the evaluator, from scratch")
+    train.add_argument("model", choices=["openmoji-mmdit", "openmoji-unet", "openmoji-evaluator"])
     train.add_argument("--steps", type=int, default=5000)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--out", type=Path, required=True, help="folder for the check point and the pipeline")
@@ -113,10 +113,16 @@ def run_compare(options: argparse.Namespace) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    """Train, resuming from the last check point in --out."""
+    """Train; a generator resumes from the last check point in --out."""
+    if options.model == "openmoji-evaluator":
+        from reference.embedded.evaluator import train_evaluator
+
+        train_evaluator(options.out, options.steps, options.seed)
+        print(f"saved to {options.out}")
+        return
     from reference.embedded.train import train
 
-    train(options.out, options.steps, options.seed)
+    train(options.model, options.out, options.steps, options.seed)
     print(f"saved to {options.out / 'pipeline'}")
 
 
