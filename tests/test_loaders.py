@@ -241,18 +241,26 @@ def test_what_diffusers_cannot_dequantise_is_refused():
         reference.prune(model, "weight", 0.5)
 
 
+def quantised_by(base: Path, folder: Path, method: dict) -> Path:
+    shutil.copytree(base, folder)
+    config = json.loads((base / "transformer" / "config.json").read_text())
+    (folder / "transformer" / "config.json").write_text(json.dumps(config | {"quantization_config": method}))
+    return folder
+
+
 @pytest.mark.parametrize("method", ["quanto", "modelopt", "nunchaku_lite", "auto-round", "of tomorrow"])
 def test_folders_that_cannot_be_dequantised_are_refused_before_they_are_read(base, tmp_path, method):
-    folder = shutil.copytree(base, tmp_path / "quantised", copy_function=os.link)
-    config = json.loads((base / "transformer" / "config.json").read_text())
-    (folder / "transformer" / "config.json").unlink()
-    (folder / "transformer" / "config.json").write_text(
-        json.dumps(config | {"quantization_config": {"quant_method": method}})
-    )
+    folder = quantised_by(base, tmp_path / "quantised", {"quant_method": method})
     (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()  # were it read, the message would differ
     message = refused(f"is quantised by {method}, which cannot be undone; what works: bf16, fp16", folder)
     assert str(folder) in message
     assert "bitsandbytes or torchao" in message
+
+
+def test_a_folder_whose_package_is_missing_is_refused(base, tmp_path):
+    """bitsandbytes dequantises on a GPU only: without the package or the GPU diffusers refuses, here in one line."""
+    method = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}
+    refused("bnb (needs a package that is not here|cannot be loaded): ", quantised_by(base, tmp_path / "bnb", method))
 
 
 def test_torchao_folder_is_dequantised(base, dense, tmp_path):

@@ -139,9 +139,9 @@ def one_line(source: Path | str) -> Iterator[None]:
         yield
     except (OSError, ValueError, TypeError, ImportError, LookupError, RuntimeError, AttributeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(
-            f"{source} cannot be loaded: {type(error).__name__}: {lines[0][:300] if lines else ''}"
-        ) from error
+        what = "needs a package that is not here" if isinstance(error, ImportError) else "cannot be loaded"
+        said = lines[0][:300] if lines else ""
+        raise ValueError(f"{source} {what}: {type(error).__name__}: {said}") from error
 
 
 def stored_dtype(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> torch.dtype:
