@@ -189,7 +189,14 @@ REFUSED = {
     "other model": (lambda t, m: m.update(model_class="NunchakuQwenImageTransformer2DModel"), "only FLUX.1"),
     "SDXL": (lambda t, m: (m.pop("model_class"), t.pop("context_embedder.weight")), "only FLUX.1"),
     "broken config": (lambda t, m: m.update(config="{"), "config in its metadata is no JSON"),
-    "config of no model": (described(config=files.CONFIG | {"num_attention_heads": "two"}), "makes no Flux"),
+    "config of no model": (
+        described(config=files.CONFIG | {"num_attention_heads": "two"}),
+        "with its config cannot be loaded",
+    ),
+    "config without end": (
+        described(config=files.CONFIG | {"in_channels": 10**30}),
+        "with its config cannot be loaded",
+    ),
     "another depth": (described(config=files.CONFIG | {"num_layers": 10**9}), "holds 2 transformer_blocks, its config"),
     "another width": (described(config=files.CONFIG | {"num_attention_heads": 4}), "the config says"),
 }

@@ -127,7 +127,7 @@ def _read_file(file: Path, base_model: Source | None, dtype: torch.dtype | None,
     dtype = dtype or single_file.stored_dtype(tensors)
     index = _index(base)
     if single_file.is_whole_pipeline(tensors):
-        return single_file.load_whole(file, base, index["_class_name"], dtype)
+        return single_file.load_whole(file, base, str(index.get("_class_name")), dtype)
     subfolder = _denoiser_of(base, index)
     config = _config(base, subfolder)
     model, note = single_file.load_denoiser(file, base, subfolder, index[subfolder][1], config, dtype, tensors)
@@ -187,6 +187,8 @@ def _quantised(config: Path) -> bool:
     quantisation = _json(config).get("quantization_config") if config.exists() else None
     if not quantisation:
         return False
+    if not isinstance(quantisation, dict):
+        raise ValueError(f"{config}: quantization_config is no JSON object")
     method = quantisation.get("quant_method")
     if method == "bitsandbytes":
         method += "_8bit" if quantisation.get("load_in_8bit") else "_4bit"
@@ -215,7 +217,9 @@ def _config(base: Source, subfolder: str) -> dict:
 
 
 def _denoiser_of(base: Source, index: dict) -> str:
-    name = next((name for name in DENOISERS if isinstance(index.get(name), list)), None)
+    # ["diffusers", "FluxTransformer2DModel"]; [null, null] is a component that a pipeline can do without
+    listed = {n: index[n] for n in DENOISERS if isinstance(index.get(n), list) and len(index[n]) == 2}
+    name = next((n for n, (_, kind) in listed.items() if isinstance(kind, str)), None)
     if name is None:
         raise ValueError(f"{base} is a pipeline without a denoiser among {', '.join(DENOISERS)}")
     return name
@@ -223,9 +227,12 @@ def _denoiser_of(base: Source, index: dict) -> str:
 
 def _json(file: Path) -> dict:
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds no JSON object")
+    return found
 
 
 def _no_base(source: Source, base_model: Source | None) -> None:

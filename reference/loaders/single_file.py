@@ -137,7 +137,16 @@ def one_line(source: Path | str) -> Iterator[None]:
     """What diffusers and transformers say in paragraphs, or in tracebacks, as a ValueError of one line."""
     try:
         yield
-    except (OSError, ValueError, TypeError, ImportError, LookupError, RuntimeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        ImportError,
+        LookupError,
+        RuntimeError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         what = "needs a package that is not here" if isinstance(error, ImportError) else "cannot be loaded"
         said = lines[0][:300] if lines else ""

@@ -25,6 +25,7 @@ from reference.loaders.flux_names import (
     natural,
 )
 from reference.loaders.packed4 import dense_adanorm, dense_linear
+from reference.loaders.single_file import one_line
 
 CLASSES = ("NunchakuFluxTransformer2dModel", "NunchakuFluxTransformer2DModelV2")
 W4A4 = {"qweight", "wscales", "wcscales", "wtscale", "bias", "smooth", "smooth_orig", "lora_down", "lora_up"}
@@ -135,11 +136,8 @@ def _empty_model(
         held = sum(block.startswith(kind) for block in blocks)
         if config.get(key) != held:
             raise ValueError(f"{file} holds {held} {kind[:-1]}, its config says {config.get(key)}")
-    try:
-        with init_empty_weights(include_buffers=False):
-            return FluxTransformer2DModel.from_config(config)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{file}: its config makes no FluxTransformer2DModel ({error})") from error
+    with one_line(f"{file}: a FluxTransformer2DModel with its config"), init_empty_weights(include_buffers=False):
+        return FluxTransformer2DModel.from_config(config)
 
 
 def _check_names(file: Path, layers: Mapping[str, object], plain: Mapping[str, str], expected: Mapping) -> None:
