@@ -52,6 +52,7 @@ def test_most_classes_can_be_cut():
     assert exact["neuron"] >= 75
     assert exact["channel"] >= 8
     assert exact["rank"] >= 70
+    assert exact["block"] >= 85
 
 
 @pytest.mark.parametrize("kind", EVERY_CLASS)
@@ -79,6 +80,12 @@ def test_cut_models_come_back_from_disk(kind, tmp_path):
         with torch.no_grad():
             expected, actual = output(model, inputs), output(reference.load_pruned(tmp_path / granularity), inputs)
         assert torch.equal(expected, actual)
+        if (
+            granularity == "block"
+        ):  # plain diffusers reads it; its tensors lie elsewhere, so kernels may round otherwise
+            plain = type(model).from_pretrained(tmp_path / granularity, use_safetensors=True)
+            assert plain.state_dict().keys() == model.state_dict().keys()
+            assert all(torch.equal(t, model.state_dict()[name]) for name, t in plain.state_dict().items())
 
 
 def test_a_refused_class_says_why():
