@@ -13,7 +13,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     prune = commands.add_parser("prune", help="prune a model or pipeline and save it")
-    prune.add_argument("source", help="openmoji-mmdit, a diffusers folder, or a hub id")
+    prune.add_argument("source", help="openmoji-mmdit, a folder, a hub id, a file, or org/name/path/file.safetensors")
+    prune.add_argument("--base-model", help="the pipeline around a file that holds only the denoiser")
     prune.add_argument(
         "--granularity", required=True, help="weight, a pattern such as 2:4, neuron, head, channel, block or rank"
     )
@@ -75,9 +76,9 @@ def run_prune(options: argparse.Namespace) -> None:
     from reference.calibration import Calibration
     from reference.checkpoint import save_pruned
     from reference.engine import prune
-    from reference.pruning import load_pipeline
+    from reference.loaders import load
 
-    pipeline = load_pipeline(options.source)
+    pipeline = load(options.source, options.base_model)
     if looks_at_data:
         named = [prompt.strip() for prompt in prompts if prompt.strip()]
         keywords["calibration"] = Calibration(pipeline, named, options.steps, options.seed)
@@ -93,7 +94,7 @@ def run_compare(options: argparse.Namespace) -> None:
     from PIL import Image
 
     from reference.checkpoint import load_pruned
-    from reference.pruning import load_pipeline
+    from reference.loaders import load_pipeline
 
     prompts = options.prompt or ["red heart", "pig face", "sleeping face", "green apple"]
     rows = []

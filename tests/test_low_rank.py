@@ -19,7 +19,7 @@ from reference.anatomy import all_groups
 from reference.anatomy.groups import Group, Slice
 from reference.anatomy.modulation import Basis, LowRankLinear, cut_directions, directions, layers_of
 from reference.calibration import as_source, see_inputs
-from reference.pruning import load_pipeline
+from reference.loaders import load_pipeline
 from reference.request import Request
 from tests.conftest import deviation, forward, tiny_mmdit
 from tests.coverage import check_shared_inputs

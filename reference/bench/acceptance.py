@@ -81,7 +81,7 @@ def grid(pictures: Tensor, columns: int) -> Image.Image:
 
 def main(arguments: list[str] | None = None) -> int:
     """Judge a model; 0 if it is accepted, 1 if not, 2 for wrong arguments."""
-    from reference.pruning import load_pipeline
+    from reference.loaders import load_pipeline
 
     parser = argparse.ArgumentParser(prog="python -m reference.bench.acceptance", description=__doc__.split("\n")[0])
     parser.add_argument("model", help="openmoji-mmdit, openmoji-unet, or a folder of such a pipeline")
