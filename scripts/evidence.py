@@ -14,6 +14,7 @@ from reference.bench.device import ROOT
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
 COVERAGE = ROOT / "reference" / "anatomy" / "coverage.json"
+PEER_CHECKS = ROOT / "results" / "peer-checks" / "criteria.json"
 PICTURES = Path("site") / "pictures"
 CREDIT = (
     "Drawings: [OpenMoji](https://openmoji.org), CC BY-SA 4.0; the pictures are drawn by a model trained on them and "
@@ -142,9 +143,33 @@ def criteria_page() -> str:
             "\n".join("| " + " | ".join(row) + " |" for row in rows),
             "## Do the orders that papers report hold here?",
             "\n".join(f"- {sentence}" for sentence in orders(runs)),
+            peer_checks(),
             "",
         ]
     )
+
+
+def peer_checks() -> str:
+    """Section with what came out when the authors' programs ran beside ours on the same numbers."""
+    rows = ["| Program | Commit | Compared | Result |", "|---|---|---|---|"]
+    for check in json.loads(PEER_CHECKS.read_text()):
+        found = "; ".join(f"{name.replace('_', ' ')}: {_short(v)}" for name, v in check.items() if name not in KNOWN)
+        rows.append(f"| {check['peer']} | `{check['commit']}` | {check['what']} | {found} |")
+    return (
+        "## Against the authors' programs\n\nRun beside ours on the same weights and inputs; their code is not part of "
+        "this repository. Numbers: `results/peer-checks/criteria.json`.\n\n" + "\n".join(rows)
+    )
+
+
+KNOWN = ("peer", "commit", "what")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(_short(v) for v in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {_short(v)}" for name, v in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # Criteria that should do no worse than the next one, and by which error.
