@@ -1,7 +1,8 @@
 """The cost suite: how long pruning itself takes, and how much memory, on full-size architectures.
 
 Calibration is a list of forward keyword dicts, drawn, one denoising step each: what a method costs depends on how
-much it looks at, not on what it sees. The first cells prune two blocks, so that a number is there soon; then whole models.
+much it looks at, not on what it sees. The first cells prune two blocks, so that a number is there soon; the others
+whole models.
 """
 
 import time
