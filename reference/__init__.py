@@ -8,8 +8,9 @@
 from importlib import import_module
 
 _HOME = {
-    "engine": ("Units", "apply", "plan", "prune", "prune_heads", "units"),
+    "engine": ("apply", "plan", "prune", "prune_heads"),
     "calibration": ("Calibration",),
+    "models": ("Units", "units"),
     "plans": ("Plan",),
     "report": ("Report",),
     "checkpoint": ("load_pruned", "save_pruned"),
