@@ -14,6 +14,7 @@ _HOME = {
     "plans": ("Plan",),
     "report": ("Report",),
     "checkpoint": ("load_pruned", "save_pruned"),
+    "adapters": ("slice_lora",),
     "pruning": ("apply_magnitude_pruning", "create_pruned_pipeline"),
     "semi_structured": ("permute_neurons",),
     "errors": ("NeedsCalibration", "NotPrunable"),

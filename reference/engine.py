@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from reference.anatomy import denoisers, unit_groups
+from reference.anatomy import unit_groups
 from reference.anatomy.groups import cut_units, mask_units
 from reference.anatomy.modulation import Basis, cut_directions, mask_directions
 from reference.anatomy.skipping import cut_blocks, mask_blocks
@@ -17,6 +17,7 @@ from reference.compensation import COMPENSATING, remove_and_compensate
 from reference.depth import remove_blocks
 from reference.errors import NeedsCalibration, NotPrunable
 from reference.heads import plan_heads
+from reference.history import recorded
 from reference.iterative import rates_by_round, stay_removed
 from reference.low_rank import remove_directions
 from reference.models import as_root, denoisers_of
@@ -148,12 +149,8 @@ def apply(model: nn.Module | DiffusionPipeline, plan: Plan, mode: str = "cut") -
     if plan.granularity != "rank":  # whose weights are bases, not replacements
         for name, weight in plan.weights.items():
             root.get_parameter(name).data.copy_(weight)
-    _carry_out(root, plan, mode)
-    for denoiser in denoisers(root).values():
-        denoiser._pruning_history = [
-            *getattr(denoiser, "_pruning_history", []),
-            {"granularity": plan.granularity, "mode": mode, "request": plan.request, "digest": plan.digest},
-        ]
+    with recorded(root, plan, mode):
+        _carry_out(root, plan, mode)
     return make_report(root, plan, mode, before)
 
 

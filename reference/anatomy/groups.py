@@ -71,25 +71,41 @@ def mask_units(root: nn.Module, removed: Mapping[Group, Tensor]) -> None:
 @torch.no_grad()
 def cut_units(root: nn.Module, removed: Mapping[Group, Tensor]) -> None:
     """Take the removed units (numbers, (n,)) out of every parameter and shrink the sizes that forward reads."""
-    gone: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+    kept = staying(root, removed)
     for group, units in removed.items():
         if len(units):
-            for s in group.slices:
-                gone[s.parameter, s.dim].append(indices(s, units))
             for module, attribute, each in group.attributes:
                 owner = root.get_submodule(module)
                 setattr(owner, attribute, getattr(owner, attribute) - each * len(units))
             for module, eps in group.rms_norms:
                 _rescale(root.get_submodule(module), eps, group.count, group.count - len(units))
-    for (name, dim), parts in gone.items():
+    for (name, dim), stays in kept.items():
         old = root.get_parameter(name)
-        stays = torch.ones(old.shape[dim], dtype=torch.bool)
+        shrunk = compressed(old.detach(), dim, stays)
+        _replace(root, old, nn.Parameter(shrunk, requires_grad=old.requires_grad))
+
+
+def staying(root: nn.Module, removed: Mapping[Group, Tensor]) -> dict[tuple[str, int], Tensor]:
+    """(parameter, dimension) -> True where an index stays, of all parameters that lose some to the removed units."""
+    gone: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+    for group, units in removed.items():
+        if len(units):
+            for s in group.slices:
+                gone[s.parameter, s.dim].append(indices(s, units))
+    kept = {}
+    for (name, dim), parts in gone.items():
+        stays = torch.ones(root.get_parameter(name).shape[dim], dtype=torch.bool)
         stays[torch.cat(parts)] = False
-        kept = _compressed(old.detach(), dim, stays)
-        _replace(root, old, nn.Parameter(kept, requires_grad=old.requires_grad))
+        kept[name, dim] = stays
+    return kept
 
 
-def _compressed(tensor: Tensor, dim: int, stays: Tensor) -> Tensor:
+def rms_factor(before: int, after: int) -> float:
+    """By how much the weight of an RMS norm over `before` units grows when `after` of them are left; see `_rescale`."""
+    return (before / after) ** 0.5
+
+
+def compressed(tensor: Tensor, dim: int, stays: Tensor) -> Tensor:
     """The slices of `dim` that stay. On a CPU by NumPy: torch's index_select takes five times as long along columns."""
     if tensor.device.type == "cpu" and tensor.dtype in PATTERNS:
         patterns = tensor.view(PATTERNS[tensor.dtype][0]).numpy()
@@ -103,7 +119,7 @@ def _rescale(norm: nn.Module, eps: str, before: int, after: int) -> None:
     The masked norm divides by sqrt(S/N + eps), S the sum of squares, N the width. With n left, S being the same:
         x / sqrt(S/N + eps) = sqrt(N/n) * x / sqrt(S/n + eps * N/n)
     """
-    norm.weight.mul_((before / after) ** 0.5)
+    norm.weight.mul_(rms_factor(before, after))
     setattr(norm, eps, getattr(norm, eps) * before / after)
 
 
