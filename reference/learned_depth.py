@@ -28,7 +28,7 @@ from reference.anatomy.blocks import BlockList
 from reference.anatomy.skipping import members, pass_on
 from reference.calibration import Source, calls
 from reference.criteria.learned import decide, gated_block, keep_patterns, sample_keep
-from reference.denoising_loss import differentiable, prediction_of
+from reference.denoising_loss import differentiable, everything_of
 from reference.learned_gates import relative_error
 
 STEPS, LOGIT_RATE, WEIGHT_RATE = 200, 1e-3, 1e-4
@@ -38,60 +38,60 @@ MOST_PATTERNS = 20_000
 
 
 def learn_depth(
-    root: nn.Module, lists: Sequence[BlockList], choices: Sequence[Sequence[int]], ks: Sequence[int], source: Source,
-    seed: int = 0,
-) -> list[Tensor]:  # fmt: skip
-    """Which of each list's bundles stay: booleans (choices,), all but k of them.
-
-    `choices`: numbers of the bundles that may go; `ks`: how many of them are to.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    groups = []  # (list, its bundles, patterns, logits)
-    for group, left, k in zip(lists, choices, ks, strict=True):
-        if k == 0:
-            continue
-        parts = math.gcd(len(left), k)
-        m = len(left) // parts
-        n = m - k // parts
-        if math.comb(m, n) > MOST_PATTERNS:
-            raise ValueError(
-                f"{group.name}: {k} of {len(left)} blocks can go in {math.comb(m, n):,} ways; choose an amount that "
-                f"splits the list into equal groups, such as {0.5 if len(left) % 2 == 0 else 1 / 3:.2g}"
-            )
-        patterns_pm = keep_patterns(n, m)
-        for start in range(0, len(left), m):
-            logits_p = (START * torch.randn(len(patterns_pm), generator=generator)).requires_grad_()
-            groups.append((group, left[start : start + m], patterns_pm, logits_p))
-    _train(root, groups, source, generator)
-    stays = {group: torch.ones(len(group.bundles), dtype=torch.bool) for group in lists}
-    for group, bundles, patterns_pm, logits_p in groups:
-        stays[group][list(bundles)] = decide(logits_p.detach(), patterns_pm)
-    return [stays[group][list(left)] for group, left in zip(lists, choices, strict=True)]
-
-
-def _train(root: nn.Module, groups: list, source: Source, generator: torch.Generator) -> None:
-    with torch.no_grad():
-        recorded = [(call, prediction_of(call)) for call in calls(root, source)]
-    blocks = [*{p for group, *_ in groups for b in members(root, group, range(group.count)) for p in b.parameters()}]
-    logits = [logits_p for *_, logits_p in groups]
-    with _borrowed(blocks):
-        optimizer = torch.optim.AdamW(
-            [{"params": logits, "lr": LOGIT_RATE}, {"params": blocks, "lr": WEIGHT_RATE}], weight_decay=0.0
+    root: nn.Module, group: BlockList, left: Sequence[int], k: int, source: Source, seed: int = 0
+) -> Tensor:
+    """Which of a list's bundles stay: booleans (left,), all but k of those whose numbers are in `left`."""
+    if k in (0, len(left)):
+        return torch.full((len(left),), k == 0)
+    parts = math.gcd(len(left), k)
+    m = len(left) // parts
+    n = m - k // parts
+    if math.comb(m, n) > MOST_PATTERNS:
+        raise ValueError(
+            f"{group.name}: {k} of {len(left)} blocks can go in {math.comb(m, n):,} ways, too many to train; "
+            "choose an amount that splits the list into equal groups"
         )
-        for step in tqdm(range(STEPS if groups else 0), desc="learn depth", unit="step", leave=False, disable=None):
+    generator = torch.Generator().manual_seed(seed)
+    patterns_pm = keep_patterns(n, m)
+    logits = [START * torch.randn(len(patterns_pm), generator=generator) for _ in range(parts)]
+    _train(root, group, left, patterns_pm, logits, source, generator)
+    return torch.cat([decide(logits_p, patterns_pm) for logits_p in logits])
+
+
+def _train(
+    root: nn.Module,
+    group: BlockList,
+    left: Sequence[int],
+    patterns_pm: Tensor,
+    logits: Sequence[Tensor],
+    source: Source,
+    generator: torch.Generator,
+) -> None:
+    """Train the logits in place."""
+    with torch.no_grad():
+        recorded = [(call, everything_of(call)) for call in calls(root, source)]
+    bundles = [members(root, group, group.bundles[b]) for b in left]
+    weights = list({parameter: None for bundle in bundles for block in bundle for parameter in block.parameters()})
+    trained = [*logits, *weights]
+    with _borrowed(weights):
+        for logits_p in logits:
+            logits_p.requires_grad_(True)
+        optimizer = torch.optim.AdamW(
+            [{"params": logits, "lr": LOGIT_RATE}, {"params": weights, "lr": WEIGHT_RATE}], weight_decay=0.0
+        )
+        for step in tqdm(range(STEPS), desc="learn depth", unit="step", leave=False, disable=None):
             call, v_dense = recorded[int(torch.randint(len(recorded), (1,), generator=generator))]
             tau = HOT + (COLD - HOT) * step / STEPS
-            keep: dict[nn.Module, Tensor] = {}
-            for group, bundles, patterns_pm, logits_p in groups:
-                m_m = sample_keep(logits_p, patterns_pm, torch.rand(1, len(logits_p), generator=generator), tau)[0]
-                for bundle, m_b in zip(bundles, m_m, strict=True):
-                    keep |= dict.fromkeys(members(root, group, group.bundles[bundle]), m_b)
-            trained = [*logits, *blocks]
+            u_1p = (torch.rand(1, len(patterns_pm), generator=generator) for _ in logits)
+            m_b = torch.cat([sample_keep(lo, patterns_pm, u, tau)[0] for lo, u in zip(logits, u_1p, strict=True)])
+            keep = {block: m for bundle, m in zip(bundles, m_b, strict=True) for block in bundle}
             with _gated(keep), differentiable(call.denoiser):
                 found = torch.autograd.grad(relative_error(call, v_dense), trained, allow_unused=True)
             for parameter, g in zip(trained, found, strict=True):
                 parameter.grad = g
             optimizer.step()
+    for logits_p in logits:
+        logits_p.requires_grad_(False)
 
 
 @contextmanager

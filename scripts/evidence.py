@@ -38,6 +38,35 @@ def published() -> list[dict]:
     return runs
 
 
+def other_machines(root: Path = ROOT) -> dict[str, list[dict]]:
+    """Runs that others contributed: suite/device -> newest session, for devices that `published.yaml` leaves out."""
+    named = yaml.safe_load(PUBLISHED.read_text())
+    folders = [f for suite in named for f in sorted((root / "results" / suite).glob("*")) if f.is_dir()]
+    return {
+        f"{f.parent.name}/{f.name}": runs
+        for f in folders
+        if f.name not in named[f.parent.name] and (runs := results.newest(results.read(f)))
+    }
+
+
+def third_party(machines: dict[str, list[dict]]) -> str:
+    """Section of the page with the runs of `other_machines`; empty if there are none."""
+    if not machines:
+        return ""
+    parts = [
+        "## Other machines",
+        "**Third-party**: sent in by others, accepted by the schema, not repeated here. The tables above omit them.",
+    ]
+    for name, runs in machines.items():
+        try:
+            shown = f"{machine(runs[0])}\n\n{table(runs, README_COLUMNS)}"
+        except KeyError as missing:  # a single run without its dense baseline, or an environment told in part
+            shown = f"No table, for {missing} is not among these runs: " + ", ".join(r["run_id"] for r in runs) + "."
+        # Others wrote these strings: they stay text.
+        parts += [f"### {name} (third-party)", "".join(f"&#{ord(c)};" if c in "<>[]&" else c for c in shown)]
+    return "\n\n".join(parts)
+
+
 def readme_block() -> str:
     """Markdown between the `results` markers of README.md."""
     runs = published()
@@ -88,6 +117,7 @@ def site_page(repo_url: str = "") -> str:
             "Bars are 95 % bootstrap intervals, over pictures (vertical) and over timed turns (horizontal). "
             "The table above holds the same numbers.",
             "## Runs\n\n" + "\n".join(provenance),
+            *filter(None, [third_party(other_machines())]),
             "",
         ]
     )
