@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from reference import low_rank_manifest
 from reference.anatomy.skipping import masked_blocks
 from reference.inspection import checked_twin, model_class, on_meta, one_line, read_json, read_manifest
+from reference.quantised import packed_weight
 from reference.request import parse_n_m
 from reference.sparse_storage import load_sparse, save_sparse
 
@@ -105,6 +106,9 @@ def _save_model(model: ModelMixin, folder: Path, storage: str) -> None:
             f"{type(model).__name__}: {len(masked)} blocks are masked, e.g. {masked[0]}, which no file can hold; "
             "cut them with reference.apply(model, plan, mode='cut'), then save"
         )
+    packed = packed_weight(model)
+    if packed:
+        raise ValueError(f"{type(model).__name__}: {packed}; save the pruned model first, quantise it afterwards")
     manifest = manifest_of(model, on_meta(type(model), dict(model.config)), storage)
     again = low_rank_manifest.stored_elsewhere(manifest["low_rank"])
     if storage == "sparse":

@@ -164,3 +164,12 @@ def test_a_hub_source_is_recorded_with_its_commit(tmp_path):
     reference.save_pruned(model, tmp_path / "m")
     manifest = json.loads((tmp_path / "m" / "pruning.json").read_text())
     assert manifest["source"] == {"name": "org/name", "revision": commit}
+
+
+def test_a_quantised_model_is_not_saved_as_if_it_were_whole(mmdit, tmp_path):
+    """A folder of float8 codes would load and could not draw."""
+    reference.prune(mmdit, "head", 0.5)
+    mmdit.to(torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match="save the pruned model first, quantise it afterwards"):
+        reference.save_pruned(mmdit, tmp_path / "m")
+    assert not (tmp_path / "m").exists()

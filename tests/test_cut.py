@@ -144,6 +144,4 @@ def test_units_are_scored_and_cut_as_by_the_plainest_torch(dtype, monkeypatch):
         assert cut.dtype == dtype
         assert torch.equal(cut, W.index_select(dim, stays.nonzero().flatten()))
         kept = torch.nn.Parameter(W.movedim(0, -1))  # not contiguous
-        assert torch.equal(
-            groups.compressed(kept.detach(), (dim - 1) % W.ndim, stays), cut.movedim(0, -1).contiguous()
-        )
+        assert torch.equal(groups.compressed(kept.detach(), (dim - 1) % W.ndim, stays), cut.movedim(0, -1).contiguous())
