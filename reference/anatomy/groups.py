@@ -26,6 +26,7 @@ class Group(NamedTuple):
 
     attributes   (module name, attribute, how much of it one unit accounts for): sizes that forward reads
     rms_norms    (module name, attribute of its epsilon): RMS norms whose statistics span all units
+    response_norms  modules x -> gamma * x * |x|_2 / mean(|x|_2) + beta + x, whose mean spans all units
     approximate  why cutting is not exactly masking, or ""
     refused      why these units cannot be removed at all, or ""
     """
@@ -38,6 +39,7 @@ class Group(NamedTuple):
     rms_norms: tuple[tuple[str, str], ...] = ()
     approximate: str = ""
     refused: str = ""
+    response_norms: tuple[str, ...] = ()
 
 
 def indices(s: Slice, units: Tensor) -> Tensor:
@@ -79,6 +81,10 @@ def cut_units(root: nn.Module, removed: Mapping[Group, Tensor]) -> None:
                 setattr(owner, attribute, getattr(owner, attribute) - each * len(units))
             for module, eps in group.rms_norms:
                 _rescale(root.get_submodule(module), eps, group.count, group.count - len(units))
+            for module in group.response_norms:
+                # With zeros for what is masked the mean is n/N of the mean over those n that are left. (The 1e-6 that
+                # forward adds to it stays as it is: a relative error below 1e-6 / mean.)
+                root.get_submodule(module).gamma.mul_(group.count / (group.count - len(units)))
     for (name, dim), parts in gone.items():
         old = root.get_parameter(name)
         stays = torch.ones(old.shape[dim], dtype=torch.bool)
