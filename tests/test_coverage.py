@@ -79,8 +79,8 @@ def test_cut_models_come_back_from_disk(kind, tmp_path):
 
 
 def test_a_refused_class_says_why():
-    model, _ = make("MochiTransformer3DModel")
-    with pytest.raises(reference.NotPrunable, match="MochiTransformer3DModel: one table of rotary frequencies"):
+    model, _ = make("PriorTransformer")
+    with pytest.raises(reference.NotPrunable, match="PriorTransformer: the mask is repeated by the head count"):
         reference.plan(model, "head", 0.5)
 
 

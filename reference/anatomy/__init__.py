@@ -29,7 +29,7 @@ RULES = {
 }
 # What no rule can see from a module alone, because something around it depends on the units.
 REFUSED = {
-    ("PriorTransformer", "head"): "the mask is repeated by num_attention_heads of the config, which also gives the width of the tokens",
+    ("PriorTransformer", "head"): "the mask is repeated by the head count of the config, on which the token width depends",
     ("RFD4ProteinaTransformer", "rank"): "every norm reads another vector, made anew for each token",
     ("Flux3Transformer2DModel", "rank"): "one layer a modality serves all its blocks, with a vector for each token",
     ("ChromaTransformer2DModel", "rank"): "an approximator makes all modulation vectors; no block has a Linear for it",
@@ -71,7 +71,7 @@ def unit_groups(root: nn.Module, granularity: str) -> tuple[list[Group] | list[B
     groups = [group for group in found if not group.refused]
     refused = {group.name: group.refused for group in found if group.refused}
     if not groups:
-        reason = next(iter(refused.values()), f"no rule finds {granularity}s in it")
+        reason = next(iter(refused.values()), f"this configuration has no {granularity}s that a rule finds")
         raise NotPrunable(f"{type(root).__name__}: {reason}")
     return groups, refused
 

@@ -37,9 +37,10 @@ KV_COUNTS = ("kv_heads", "num_kv_heads", "num_key_value_heads")
 WIDTHS = ("inner_dim", "channels")
 KV_WIDTHS = ("inner_kv_dim",)
 Q_NORMS = ("norm_q", "norm_added_q", "q_norm", "query_norm", "q_rms_norm", "q_rms_norm_t")
+K_NORMS = ("norm_k", "norm_added_k", "k_norm", "key_norm", "k_rms_norm", "k_rms_norm_t")
 # Processors of attentions that share their heads with other modules: `tied.py` has those.
 TIED = ("LuminaAttnProcessor2_0", "MochiAttnProcessor2_0")
-# Attentions of a width that is fixed: type of the processor, or of the module, begins with this -> why.
+# The type of the processor begins with this -> why the width is fixed.
 FIXED = {
     "AttnAddedKVProcessor": "its processor reshapes the output to the width of the residual, so the heads are fixed",
     "RFD4Proteina": "its processor reshapes the output to the width of the tokens, so the number of heads is fixed",
@@ -47,7 +48,6 @@ FIXED = {
 # Rotary tables over all heads, each at its own frequencies; the cross-attentions to text are given none.
 ROTARY_ACROSS_HEADS = ("LTX", "SanaWMLTX2")
 WITHOUT_ROTARY = ("attn2", "audio_attn2")
-K_NORMS = ("norm_k", "norm_added_k", "k_norm", "key_norm", "k_rms_norm", "k_rms_norm_t")
 
 
 def projections(module: nn.Module) -> tuple[str, str, str, str] | None:

@@ -138,10 +138,13 @@ def _group_norm(norm: nn.Module | None) -> nn.Module | None:
 
 
 def _chain(name: str, module: nn.Module) -> Iterator[Group]:
-    """A ControlNet's embedding of its condition: convolutions in a row with an activation between."""
-    if not isinstance(getattr(module, "blocks", None), nn.ModuleList):
+    """Embeddings of a condition: a ControlNet's convolutions in a row, and the two of Stable Cascade's mappers."""
+    if isinstance(getattr(module, "blocks", None), nn.ModuleList):
+        paths = ("conv_in", *(f"blocks.{i}" for i in range(len(module.blocks))), "conv_out")
+    elif isinstance(at(module, "1"), nn.GELU):
+        paths = ("0", "2")
+    else:
         return
-    paths = ("conv_in", *(f"blocks.{i}" for i in range(len(module.blocks))), "conv_out")
     parts = {path: at(module, path) for path in paths}
     if not all(isinstance(part, nn.Conv2d) for part in parts.values()):
         return

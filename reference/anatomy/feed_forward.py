@@ -18,7 +18,7 @@ from reference.anatomy.groups import Group, Slice
 class Layout(NamedTuple):
     """Attribute paths of the feed-forward module.
 
-    Where the names alone fit others too, `beside` says what else it has, `gated` that the one producer is twice as tall.
+    Where the names alone fit others too, `beside` says what else it has, `gated` that its producer is twice as tall.
     """
 
     producers: tuple[str, ...]
