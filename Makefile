@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup bench test test-all site serve render check train lint clean
+.PHONY: help setup bench perf test test-all site serve render check train lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ $(READY): pyproject.toml constraints.txt
 
 bench: $(READY)  ## prune the embedded model every way, measure, print the table (under 5 minutes)
 	$(BIN)/python -m reference.bench --suite embedded
+
+perf: $(READY)  ## time the hot paths beside copies and peers (under 10 minutes; --peers: tests/perf.py)
+	$(BIN)/python -m tests.perf
 
 test: $(READY)  ## lint, check the catalogue, run the tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

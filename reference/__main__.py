@@ -13,7 +13,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     prune = commands.add_parser("prune", help="prune a model or pipeline and save it")
-    prune.add_argument("source", help="openmoji-mmdit, a diffusers folder, or a hub id")
+    prune.add_argument("source", help="openmoji-mmdit, a folder, a hub id, a file, or org/name/path/file.safetensors")
+    prune.add_argument("--base-model", help="the pipeline around a file that holds only the denoiser")
     prune.add_argument(
         "--granularity", required=True, help="weight, a pattern such as 2:4, neuron, head, channel, block or rank"
     )
@@ -43,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     compare.add_argument("--seed", type=int, default=0)
     compare.add_argument("--out", type=Path, default=Path("compare.png"), help="dense above pruned, as a picture")
 
-    train = commands.add_parser("train", help="train an embedded model from scratch")
-    train.add_argument("model", choices=["openmoji-mmdit"])
+    train = commands.add_parser("train", help="train an embedded model, or the evaluator, from scratch")
+    train.add_argument("model", choices=["openmoji-mmdit", "openmoji-unet", "openmoji-evaluator"])
     train.add_argument("--steps", type=int, default=5000)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--out", type=Path, required=True, help="folder for the check point and the pipeline")
@@ -75,9 +76,9 @@ def run_prune(options: argparse.Namespace) -> None:
     from reference.calibration import Calibration
     from reference.checkpoint import save_pruned
     from reference.engine import prune
-    from reference.pruning import load_pipeline
+    from reference.loaders import load
 
-    pipeline = load_pipeline(options.source)
+    pipeline = load(options.source, options.base_model)
     if looks_at_data:
         named = [prompt.strip() for prompt in prompts if prompt.strip()]
         keywords["calibration"] = Calibration(pipeline, named, options.steps, options.seed)
@@ -93,7 +94,7 @@ def run_compare(options: argparse.Namespace) -> None:
     from PIL import Image
 
     from reference.checkpoint import load_pruned
-    from reference.pruning import load_pipeline
+    from reference.loaders import load_pipeline
 
     prompts = options.prompt or ["red heart", "pig face", "sleeping face", "green apple"]
     rows = []
@@ -112,10 +113,16 @@ def run_compare(options: argparse.Namespace) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    """Train, resuming from the last check point in --out."""
+    """Train; a generator resumes from the last check point in --out."""
+    if options.model == "openmoji-evaluator":
+        from reference.embedded.evaluator import train_evaluator
+
+        train_evaluator(options.out, options.steps, options.seed)
+        print(f"saved to {options.out}")
+        return
     from reference.embedded.train import train
 
-    train(options.out, options.steps, options.seed)
+    train(options.model, options.out, options.steps, options.seed)
     print(f"saved to {options.out / 'pipeline'}")
 
 

@@ -94,7 +94,7 @@ def as_source(calibration: Calibration | Iterable[Mapping[str, Any]]) -> Source:
 
 def run(root: nn.Module, source: Source, before: Callable[[Call], None]) -> None:
     """Run everything once without gradients; `before` is told of each call before it happens."""
-    with _evaluating(root), torch.no_grad():
+    with evaluating(root), torch.no_grad():
         if isinstance(source, Calls):
             for call in calls(root, source):
                 before(call)
@@ -121,7 +121,7 @@ def batches(root: nn.Module, source: Calibration) -> Iterator[tuple[list[Call], 
     """Of each batch of prompts the calls in order, and the latents that the run ended with."""
     for number in _bar(source):
         seen: list[Call] = []
-        with _evaluating(root), torch.no_grad(), _watched(root, source, seen.append):
+        with evaluating(root), torch.no_grad(), _watched(root, source, seen.append):
             latents = _draw(source, number)
         yield seen, latents
 
@@ -162,7 +162,7 @@ def input_rows(layer: nn.Module, X: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(root: nn.Module) -> Iterator[None]:
+def evaluating(root: nn.Module) -> Iterator[None]:
     """No dropout while calibrating; afterwards every module is in the mode that it was in."""
     modes = {module: module.training for module in root.modules()}
     root.eval()

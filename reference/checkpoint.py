@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
@@ -44,12 +44,8 @@ def save_pruned(model: ModelMixin | DiffusionPipeline, folder: str | os.PathLike
         raise ValueError(f"{folder} holds other files; name a new folder, or one that save_pruned wrote")
     with _moved_into_place(folder) as scratch:
         if isinstance(model, DiffusionPipeline):
-            model.save_pretrained(scratch, safe_serialization=True)
-            for name, module in model.components.items():
-                if isinstance(module, ModelMixin) and hasattr(module, "_pruning_history"):
-                    shutil.rmtree(scratch / name)
-                    (scratch / name).mkdir()
-                    _save_model(module, scratch / name)
+            with _pruned_saved_here(model):
+                model.save_pretrained(scratch, safe_serialization=True)
         else:
             _save_model(model, scratch)
 
@@ -72,6 +68,27 @@ def load_pruned(
     return _load_model(folder, dtype, device)
 
 
+@contextmanager
+def _pruned_saved_here(pipeline: DiffusionPipeline) -> Iterator[None]:
+    """Inside, the pipeline's pruned models are written once, by `_save_model`: diffusers cannot write all of them."""
+
+    def instead(module: ModelMixin) -> Callable[..., None]:
+        def save(folder: str) -> None:
+            Path(folder).mkdir()
+            _save_model(module, Path(folder))
+
+        return save
+
+    found = {m for m in pipeline.components.values() if isinstance(m, ModelMixin) and hasattr(m, "_pruning_history")}
+    for module in found:
+        module.save_pretrained = instead(module)
+    try:
+        yield
+    finally:
+        for module in found:
+            del module.save_pretrained
+
+
 def _save_model(model: ModelMixin, folder: Path) -> None:
     masked = masked_blocks(model)
     if masked:
@@ -80,9 +97,12 @@ def _save_model(model: ModelMixin, folder: Path) -> None:
             "cut them with reference.apply(model, plan, mode='cut'), then save"
         )
     twin, low_rank = _twin(type(model), dict(model.config)), low_rank_manifest.record(model)
-    low_rank_manifest.rebuild(twin, low_rank, Path(MANIFEST))
-    dense = {n: p.shape for n, p in twin.named_parameters()}
-    foreign = [n for n, _ in model.named_parameters() if n not in dense]
+    modules = dict(twin.named_modules())
+    foreign = [n for n, _ in model.named_modules() if n not in modules]
+    if not foreign:
+        low_rank_manifest.rebuild(twin, low_rank, Path(MANIFEST))
+        dense = {n: p.shape for n, p in twin.named_parameters()}
+        foreign = [n for n, _ in model.named_parameters() if n not in dense]
     if foreign:
         raise ValueError(f"{type(model).__name__} cannot be rebuilt from its config, which knows no {foreign[0]}")
     shapes = {n: list(p.shape) for n, p in model.named_parameters() if p.shape != dense[n]}
@@ -102,7 +122,7 @@ def _save_model(model: ModelMixin, folder: Path) -> None:
         tensors = {n: t.contiguous() for n, t in model.state_dict().items() if n not in again}
         save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     else:
-        model.save_pretrained(folder, safe_serialization=True)
+        type(model).save_pretrained(model, folder, safe_serialization=True)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     config = json.loads((folder / "config.json").read_text())
     config["pruning"] = {"format": FORMAT, "manifest": MANIFEST}

@@ -9,7 +9,7 @@ Deviation from training: x_0 are the model's own pictures, not data.
 Shapes: b samples of one call, t steps of a run.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +40,19 @@ def prediction_of(call: Call) -> Tensor:
     while not isinstance(answer, Tensor):
         answer = answer[0] if isinstance(answer, tuple | list) else next(iter(answer.values()))
     return answer
+
+
+def everything_of(call: Call) -> Tensor:
+    """All that the denoiser answers to a call, flat, fp32: a ControlNet gives many tensors."""
+
+    def tensors(answer: object) -> Iterator[Tensor]:
+        if isinstance(answer, Tensor):
+            yield answer.float().flatten()
+        elif isinstance(answer, Mapping | list | tuple):
+            for part in answer.values() if isinstance(answer, Mapping) else answer:
+                yield from tensors(part)
+
+    return torch.cat(list(tensors(call.denoiser(**call.keywords))))
 
 
 def squared_errors(call: Call, target: Tensor) -> Tensor:

@@ -28,11 +28,13 @@ from torch import Tensor, nn
 
 from reference.anatomy import unit_groups
 from reference.anatomy.blocks import BlockList
-from reference.anatomy.skipping import check, mask_blocks, members, streams
-from reference.calibration import Call, Source, _evaluating, calls, run
+from reference.anatomy.skipping import blocks_at, check, mask_blocks, members, streams
+from reference.calibration import Source, calls, evaluating, run
 from reference.criteria.block_influence import block_influence, cosines
 from reference.criteria.random import random_scores
 from reference.criteria.sensitivity import greedy
+from reference.denoising_loss import everything_of
+from reference.learned_depth import learn_depth
 from reference.rates import pools
 from reference.request import Request
 from reference.scoring import UNREACHED
@@ -74,6 +76,8 @@ def block_scorer(
     """
     if request.criterion == "sensitivity":
         return lambda lists, k, gone: removal_order(root, lists, k, source, gone), {}
+    if request.criterion == "learned":
+        return lambda lists, k, gone: learned_order(root, lists, k, source, gone, request.seed), {}
     if request.criterion == "block-influence":
         influence = influences(root, groups, source)
         unscored = {group.name: UNREACHED for group in groups if group.name not in influence}
@@ -115,11 +119,14 @@ def influences(root: nn.Module, groups: Sequence[BlockList], source: Source) -> 
 
     def hook(block: nn.Module, args: tuple, kwargs: Mapping, output: object) -> None:
         for x_in, x_out in streams(block, args, kwargs, output):
+            if block in convolutional:  # (b, d, height, width)
+                x_in, x_out = x_in.movedim(1, -1), x_out.movedim(1, -1)
             cosine_sum, tokens = cosines(x_in, x_out)
             sums[block][0] += cosine_sum
             sums[block][1] += tokens
 
-    places = [(group, i, block) for group in groups for i in range(group.count) for block in members(root, group, [i])]
+    places = [(g, i, block) for g in groups for i in range(g.count) for block in blocks_at(root, g, [i])]
+    convolutional = {block for group, _, block in places if group.row.periods}  # Stable Cascade, Wuerstchen
     with ExitStack() as hooks:
         for block in {block for _, _, block in places}:
             hooks.callback(block.register_forward_hook(hook, with_kwargs=True).remove)
@@ -131,6 +138,7 @@ def influences(root: nn.Module, groups: Sequence[BlockList], source: Source) -> 
     return found
 
 
+@torch.no_grad()
 def removal_order(
     root: nn.Module, lists: Sequence[BlockList], k: int, source: Source, gone: Mapping[str, Tensor] | None
 ) -> list[Tensor]:
@@ -138,18 +146,18 @@ def removal_order(
     choices = [(group, bundle) for group in lists for bundle in group.bundles]
     dead = torch.cat([is_dead(group, gone) for group in lists])
     seen = list(calls(root, source))
-    with _evaluating(root):
-        dense = [_prediction(call) for call in seen]
+    with evaluating(root):
+        dense = [everything_of(call) for call in seen]
 
     def error(removed: list[int]) -> float:
         places: dict[BlockList, list[int]] = defaultdict(list)
         for group, bundle in (choices[c] for c in removed):
             places[group] += bundle
-        with ExitStack() as hooks, _evaluating(root):
+        with ExitStack() as hooks, evaluating(root):
             for handle in mask_blocks(root, {group: torch.tensor(sorted(found)) for group, found in places.items()}):
                 hooks.callback(handle.remove)
             pairs = zip(seen, dense, strict=True)
-            return sum(float((_prediction(call) - y).square().mean()) for call, y in pairs) / len(seen)
+            return sum(float((everything_of(call) - y).square().mean()) for call, y in pairs) / len(seen)
 
     left = (~dead).nonzero().flatten().tolist()
     order = greedy(left, min(len(left), max(0, k - int(dead.sum()))), error)
@@ -159,11 +167,21 @@ def removal_order(
     return list(S_b.split([len(group.bundles) for group in lists]))
 
 
-@torch.no_grad()
-def _prediction(call: Call) -> Tensor:
-    """What the denoiser answers to a call, fp32."""
-    answer = call.denoiser(**call.keywords)
-    return (answer[0] if isinstance(answer, tuple) else next(iter(answer.values()))).float()
+def learned_order(
+    root: nn.Module,
+    lists: Sequence[BlockList],
+    k: int,
+    source: Source,
+    gone: Mapping[str, Tensor] | None,
+    seed: int,
+) -> list[Tensor]:
+    """Scores (bundles,) by training gates (`learned_depth.py`): 0 for what goes, 1 for what stays."""
+    (group,) = lists  # scope `layer`: which patterns a list can have depends on how many of its blocks go
+    dead = is_dead(group, gone)
+    left = (~dead).nonzero().flatten().tolist()
+    S_b = dead.float().neg()
+    S_b[left] = learn_depth(root, group, left, max(0, k - int(dead.sum())), source, seed).float()
+    return [S_b]
 
 
 def is_dead(group: BlockList, gone: Mapping[str, Tensor] | None) -> Tensor:

@@ -20,6 +20,7 @@ from reference.heads import plan_heads
 from reference.iterative import rates_by_round, stay_removed
 from reference.low_rank import remove_directions
 from reference.plans import Plan, digest
+from reference.quantised import REMEDY, dequantise, packed_weight
 from reference.report import Report, make_report
 from reference.request import STRUCTURED, WITHOUT_DATA, Request, parse_n_m
 from reference.semi_structured import remove_n_m
@@ -180,10 +181,10 @@ def apply(model: nn.Module | DiffusionPipeline, plan: Plan, mode: str = "cut") -
 
 def _carry_out(root: nn.Module, plan: Plan, mode: str) -> None:
     """Mask or cut what the plan removes."""
-    removed = {name: plan.removed(name) for name in plan.keep}
     if plan.granularity not in STRUCTURED:
-        return zero_weights(root, removed)
+        return zero_weights(root, plan)
     groups = {group.name: group for group in unit_groups(root, plan.granularity)[0]}
+    removed = {name: plan.removed(name) for name in plan.keep}
     if plan.granularity == "rank":
         kept = {
             groups[name]: Basis(plan.weights[f"{name}.basis"], plan.weights[f"{name}.mean"])
@@ -211,15 +212,19 @@ def prune(
     Criteria that compensate change the weights package by package and keep no copy of them. Each round calibrates anew.
     `recover(model, round)` is called after each round, rounds counted from 1, to train what is left. Until the last
     round is over, removed units are masked and held at zero through every optimizer step; then they are cut. The
-    report's plan refers to the dense model.
+    report's plan refers to the dense model. A quantised model is dequantised first where diffusers can, with a warning.
     """
     request = Request(granularity, amount, **keywords)
+    for denoiser in denoisers_of(model).values():
+        if done := dequantise(denoiser):
+            warnings.warn(done, stacklevel=2)
     root, source = as_root(model), _source(request, calibration)
     rates = rates_by_round(request, schedule, rounds)
     dense, gone = digest(root), None
     for number, rate in enumerate(rates, start=1):
         current = _plan(root, rate, source, gone)
-        gone = {name: current.removed(name) for name in current.keep}
+        if number < len(rates):
+            gone = {name: current.removed(name) for name in current.keep}
         if recover is not None:
             with stay_removed(lambda: _carry_out(root, current, "mask")):  # noqa: B023 - used within this round only
                 recover(model, number)
@@ -243,16 +248,21 @@ def as_root(model: nn.Module | DiffusionPipeline) -> nn.Module:
 
     Raises NotPrunable, with the remedy, for models whose weights cannot be read or changed in place.
     """
-    if isinstance(model, DiffusionPipeline):
-        found = {name: model.components.get(name) for name in DENOISERS}
-        found = {name: module for name, module in found.items() if isinstance(module, ModelMixin)}
-        if not found:
-            raise NotPrunable(f"{type(model).__name__} has no denoiser among {', '.join(DENOISERS)}")
-        for module in found.values():
-            _check(module)
-        return nn.ModuleDict(found)
-    _check(model)
-    return model
+    found = denoisers_of(model)
+    for module in found.values():
+        _check(module)
+    return nn.ModuleDict(found) if isinstance(model, DiffusionPipeline) else model
+
+
+def denoisers_of(model: nn.Module | DiffusionPipeline) -> dict[str, nn.Module]:
+    """A pipeline's denoisers by component name; a model itself under the name "". NotPrunable if there are none."""
+    if not isinstance(model, DiffusionPipeline):
+        return {"": model}
+    found = {name: model.components.get(name) for name in DENOISERS}
+    found = {name: module for name, module in found.items() if isinstance(module, ModelMixin)}
+    if not found:
+        raise NotPrunable(f"{type(model).__name__} has no denoiser among {', '.join(DENOISERS)}")
+    return found
 
 
 def _check(model: nn.Module) -> None:
@@ -267,5 +277,6 @@ def _check(model: nn.Module) -> None:
     for weight, parameter in model.named_parameters():
         if parameter.device.type == "meta":
             raise NotPrunable(f"{weight} is on the meta device: load the weights before pruning")
-        if not parameter.is_floating_point():
-            raise NotPrunable(f"{weight} is quantised ({parameter.dtype}); load the model unquantised")
+    packed = packed_weight(model)
+    if packed:
+        raise NotPrunable(f"{packed}: {REMEDY}")

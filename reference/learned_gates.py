@@ -23,7 +23,7 @@ from reference.anatomy.groups import Group
 from reference.calibration import Call, Source, calls
 from reference.consumers import consumers
 from reference.criteria.learned import gate_penalty, hard_concrete
-from reference.denoising_loss import differentiable, prediction_of
+from reference.denoising_loss import differentiable, everything_of
 
 EPOCHS, LEARNING_RATE, BETA, START = 4, 0.1, 0.05, 3.0
 
@@ -31,7 +31,7 @@ EPOCHS, LEARNING_RATE, BETA, START = 4, 0.1, 0.05, 3.0
 def learn_gates(root: nn.Module, groups: Sequence[Group], source: Source, seed: int = 0) -> dict[str, Tensor]:
     """Scores in (0, 1) of each group's units, (u,): sigmoid(lambda) after training."""
     with torch.no_grad():
-        recorded = [(call, prediction_of(call)) for call in calls(root, source)]
+        recorded = [(call, everything_of(call)) for call in calls(root, source)]
     lambdas = {group.name: torch.full((group.count,), START, requires_grad=True) for group in groups}
     by_component: dict[str, list[Tensor]] = {}
     for group in groups:
@@ -56,8 +56,7 @@ def learn_gates(root: nn.Module, groups: Sequence[Group], source: Source, seed: 
 
 def relative_error(call: Call, v_dense: Tensor) -> Tensor:
     """||v - v_dense||^2 / ||v_dense||^2 of one call, a scalar."""
-    v_dense = v_dense.float()
-    return (prediction_of(call).float() - v_dense).square().sum() / v_dense.square().sum()
+    return (everything_of(call) - v_dense).square().sum() / v_dense.square().sum()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,13 @@ from torch import Tensor, nn
 
 FORMAT = "reference-plan/1"
 SAMPLE = 4096
+
+
+class Bits(NamedTuple):
+    """What stays of a weight, as a plan stores it: a bit each, packed (ceil(n / 8),) uint8, and the weight's shape."""
+
+    packed: Tensor
+    shape: Sequence[int]
 
 
 @dataclass
@@ -33,18 +41,31 @@ class Plan:
 
     def removed(self, name: str) -> Tensor:
         """Booleans of shape `shapes[name]`, True where a unit of the group goes."""
-        if self.granularity == "weight" or ":" in self.granularity:
-            return ~unpack(self.keep[name], self.shapes[name])
+        if self.by_bits:
+            return unpack(self.keep[name], self.shapes[name]).logical_not_()
         gone = torch.ones(self.shapes[name], dtype=torch.bool)
         gone[self.keep[name]] = False
         return gone
 
+    @property
+    def by_bits(self) -> bool:
+        """Whether single weights go, so that `keep` is packed bits."""
+        return self.granularity == "weight" or ":" in self.granularity
+
+    def kept(self, name: str) -> int:
+        """How many units of the group stay."""
+        return int(np.bitwise_count(self.keep[name].numpy()).sum()) if self.by_bits else len(self.keep[name])
+
     @classmethod
-    def of(cls, granularity: str, removed: Mapping[str, Tensor], **facts) -> "Plan":
-        """From booleans, True where a unit goes: (units,) of each group, or the weight's shape."""
-        by_bits = granularity == "weight" or ":" in granularity
-        keep = {n: pack(~gone) if by_bits else (~gone).nonzero().flatten() for n, gone in removed.items()}
-        return cls(granularity, keep, {n: list(gone.shape) for n, gone in removed.items()}, **facts)
+    def of(cls, granularity: str, removed: Mapping[str, Tensor | Bits], **facts) -> "Plan":
+        """From booleans, True where a unit goes: (units,) of each group, or the weight's shape; or from `Bits`."""
+        plan = cls(granularity, {}, {n: list(gone.shape) for n, gone in removed.items()}, **facts)
+        for name, gone in removed.items():
+            if isinstance(gone, Bits):
+                plan.keep[name] = gone.packed
+            else:
+                plan.keep[name] = pack(~gone) if plan.by_bits else (~gone).nonzero().flatten()
+        return plan
 
     @classmethod
     def from_removed(cls, model: nn.Module, granularity: str, removed: Mapping[str, Sequence[int]]) -> "Plan":
@@ -115,7 +136,7 @@ def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
     count = int(np.prod(shape))
     if len(bits) != (count + 7) // 8:
         raise ValueError(f"{len(bits)} bytes of mask do not make shape {tuple(shape)}")
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool).reshape(shape))
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).view(bool).reshape(shape))
 
 
 def digest(root: nn.Module) -> str:

@@ -1,14 +1,15 @@
 """What pruning did, per layer and for the whole model: the rate of the targeted units is not the rate of the model."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import nn
 
 from reference.anatomy.skipping import masked_blocks
 from reference.low_rank import larger_than_dense
 from reference.plans import Plan
+from reference.threshold import count_nonzero
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Report:
 
 def make_report(root: nn.Module, plan: Plan, mode: str, before: Mapping[str, int]) -> Report:
     """Count what is there now. `before`: parameter name -> number of weights before pruning."""
-    layers = [Layer(name, gone.numel(), int((~gone).sum())) for name in plan.keep for gone in [plan.removed(name)]]
+    layers = [Layer(name, math.prod(plan.shapes[name]), plan.kept(name)) for name in plan.keep]
     parameters = dict(root.named_parameters())
     idle = {p for block in masked_blocks(root) for p in root.get_submodule(block).parameters()}
     return Report(
@@ -77,7 +78,7 @@ def make_report(root: nn.Module, plan: Plan, mode: str, before: Mapping[str, int
         layers=layers,
         parameters_before=sum(before.values()),
         parameters_after=sum(p.numel() for p in parameters.values()),
-        nonzero=sum(int(torch.count_nonzero(p)) for p in parameters.values() if p not in idle),
+        nonzero=sum(count_nonzero(p) for p in parameters.values() if p not in idle),
         skipped=dict(plan.skipped),
         approximate=dict(plan.approximate),
         larger=larger_than_dense(root, before) if plan.granularity == "rank" else {},

@@ -22,7 +22,7 @@ SERVES = {
     "obs-diff": {"weight": LAYER, "N:M": LAYER} | dict.fromkeys(WIDTH, LAYER),
     "head-gradient": {"head": LAYERS},
     "output-energy": dict.fromkeys((*WIDTH, "rank"), LAYERS),
-    "learned": dict.fromkeys(WIDTH, LAYERS),
+    "learned": dict.fromkeys(WIDTH, LAYERS) | {"block": LAYER},
     "block-influence": {"block": LAYERS},
     "sensitivity": {"block": LAYERS},
 }

@@ -21,6 +21,7 @@ from reference.anatomy.groups import indices
 from reference.calibration import Source
 from reference.consumers import consumers
 from reference.criteria import n_m_permutation
+from reference.plans import Bits, pack
 from reference.request import Request, parse_n_m
 from reference.scoring import weight_scorer
 from reference.select import lowest_n_m
@@ -29,17 +30,19 @@ from reference.targets import weight_targets
 
 def remove_n_m(
     root: nn.Module, request: Request, source: Source | None = None, gone: Mapping[str, Tensor] | None = None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Which weights go: layer -> booleans (o, i, ...); and layer -> why it was skipped. Else as `remove_weights`."""
+) -> tuple[dict[str, Bits], dict[str, str]]:
+    """Which weights go: layer -> what stays, as bits; and layer -> why it was skipped. Else as `remove_weights`."""
     n, m = parse_n_m(request.granularity)
     layers, skipped = weight_targets(root, request)
     score, unscored = weight_scorer(root, layers, request, source)
     removed = {}
     for layer in (layer for layer in layers if layer.name not in unscored):
-        S = score(layer)
+        W = layer.module.weight
+        magnitudes = request.criterion == "magnitude" and gone is None  # then a weight is its own score
+        S = W if magnitudes else score(layer)
         if gone is not None:
             S = S.masked_fill(gone[layer.name].to(S.device), -1)
-        removed[layer.name] = lowest_n_m(S, n, m)
+        removed[layer.name] = Bits(pack(~lowest_n_m(S, n, m, magnitudes)), W.shape)
     return removed, skipped | unscored
 
 

@@ -10,21 +10,24 @@ could lose, and the input of sparse storage.
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from reference.calibration import Source
+from reference.plans import Bits, Plan
 from reference.rates import pools
 from reference.request import Request
 from reference.scoring import weight_scorer
-from reference.select import count_to_remove, lowest, lowest_per_row
+from reference.select import count_to_remove, keep_highest, lowest, lowest_per_row
 from reference.targets import weight_targets
+from reference.threshold import CHUNK, PATTERNS, bit_patterns
 
 
 def remove_weights(
     root: nn.Module, request: Request, source: Source | None = None, gone: Mapping[str, Tensor] | None = None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Which weights go: layer -> booleans (o, i, ...); and layer -> why it was skipped.
+) -> tuple[dict[str, Tensor | Bits], dict[str, str]]:
+    """Which weights go: layer -> booleans (o, i, ...), or what stays as bits; and layer -> why it was skipped.
 
     `source`: what criteria that look at data calibrate on. `gone`: weights already removed in an earlier round; they
     count towards the rate and stay removed.
@@ -34,6 +37,11 @@ def remove_weights(
     layers, skipped = [layer for layer in layers if layer.name not in unscored], skipped | unscored
     removed = {}
     for rate, members in pools(root, layers, request):
+        if request.criterion == "magnitude" and request.scope != "row" and gone is None:
+            weights = [layer.module.weight for layer in members]  # which are their own scores
+            kept = keep_highest(weights, count_to_remove(rate, sum(W.numel() for W in weights)))
+            removed |= {la.name: Bits(bits, la.module.weight.shape) for la, bits in zip(members, kept, strict=True)}
+            continue
         scores = []
         for layer in members:
             S = score(layer)
@@ -51,8 +59,15 @@ def remove_weights(
 
 
 @torch.no_grad()
-def zero_weights(root: nn.Module, removed: Mapping[str, Tensor]) -> None:
-    """Write +0.0 over the removed weights (booleans in the weight's shape)."""
-    for name, mask in removed.items():
+def zero_weights(root: nn.Module, plan: Plan) -> None:
+    """Write +0.0 over the weights that the plan removes; on a CPU without a mask in full size."""
+    for name, packed in plan.keep.items():
         weight = root.get_submodule(name).weight
-        weight.masked_fill_(mask.to(weight.device), 0)
+        if weight.device.type == "cpu" and weight.is_contiguous() and weight.dtype in PATTERNS:
+            patterns = bit_patterns(weight, weight.dtype)  # the weight's own memory
+            for start in range(0, len(patterns), CHUNK):
+                chunk = patterns[start : start + CHUNK]
+                stays = np.unpackbits(packed.numpy()[start // 8 : (start + CHUNK) // 8], count=len(chunk))
+                np.multiply(chunk, stays, out=chunk)  # integers: no -0.0 can come of it
+        else:
+            weight.masked_fill_(plan.removed(name).to(weight.device), 0)

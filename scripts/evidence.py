@@ -9,7 +9,7 @@ import vl_convert
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from reference.bench import results
+from reference.bench import criteria_table, results
 from reference.bench.device import ROOT
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
@@ -29,13 +29,41 @@ GAIN_COLUMNS = ("entry", "asked", *GAINS, *COSTS)
 README_COLUMNS = (*LEFT_COLUMNS[:5], *GAINS[::2], *COSTS[1:])
 
 
-def published() -> list[dict]:
-    """Runs of the newest session on each published device."""
+def published(suite: str = "embedded") -> list[dict]:
+    """Runs of a suite's newest session on each published device."""
     runs = []
-    for suite, devices in yaml.safe_load(PUBLISHED.read_text()).items():
-        for device in devices:
-            runs += results.newest(results.read(ROOT / "results" / suite / device))
+    for device in yaml.safe_load(PUBLISHED.read_text()).get(suite, []):
+        runs += results.newest(results.read(ROOT / "results" / suite / device))
     return runs
+
+
+def other_machines(root: Path = ROOT) -> dict[str, list[dict]]:
+    """Runs that others contributed: suite/device -> newest session, for devices that `published.yaml` leaves out."""
+    named = yaml.safe_load(PUBLISHED.read_text())
+    folders = [f for suite in named for f in sorted((root / "results" / suite).glob("*")) if f.is_dir()]
+    return {
+        f"{f.parent.name}/{f.name}": runs
+        for f in folders
+        if f.name not in named[f.parent.name] and (runs := results.newest(results.read(f)))
+    }
+
+
+def third_party(machines: dict[str, list[dict]]) -> str:
+    """Section of the page with the runs of `other_machines`; empty if there are none."""
+    if not machines:
+        return ""
+    parts = [
+        "## Other machines",
+        "**Third-party**: sent in by others, accepted by the schema, not repeated here. The tables above omit them.",
+    ]
+    for name, runs in machines.items():
+        try:
+            shown = f"{machine(runs[0])}\n\n{table(runs, README_COLUMNS)}"
+        except KeyError as missing:  # a single run without its dense baseline, or an environment told in part
+            shown = f"No table, for {missing} is not among these runs: " + ", ".join(r["run_id"] for r in runs) + "."
+        # Others wrote these strings: they stay text.
+        parts += [f"### {name} (third-party)", "".join(f"&#{ord(c)};" if c in "<>[]&" else c for c in shown)]
+    return "\n\n".join(parts)
 
 
 def readme_block() -> str:
@@ -88,9 +116,65 @@ def site_page(repo_url: str = "") -> str:
             "Bars are 95 % bootstrap intervals, over pictures (vertical) and over timed turns (horizontal). "
             "The table above holds the same numbers.",
             "## Runs\n\n" + "\n".join(provenance),
+            *filter(None, [third_party(other_machines())]),
             "",
         ]
     )
+
+
+def criteria_page() -> str:
+    """Markdown of site/generated/criteria.md: every criterion at one rate a granularity, and whether orders hold."""
+    runs = published("engine")
+    if not runs:
+        return "# Criteria compared\n\nNo published run yet. Run `python -m reference.bench --suite engine`.\n"
+    first = runs[0]
+    rows = [list(criteria_table.COLUMNS), ["---"] * len(criteria_table.COLUMNS), *criteria_table.rows(runs)]
+    return "\n\n".join(
+        [
+            "---\nhide: [toc]\n---",
+            "# Criteria compared",
+            "<!-- Generated from results/ by `python -m scripts.render`; edits here are overwritten. -->",
+            f"{machine(first)} Protocol `{first['protocol']['id']}`, model `{first['subject']['model']}`. Repeat it with "
+            "`python -m reference.bench --suite engine`. The error is that of the prediction, relative to the dense "
+            f"model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration did not "
+            f"see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense model; at 1 "
+            "the error is as large as what is to be predicted. Intervals are 95 % bootstraps over pictures.",
+            "\n".join("| " + " | ".join(row) + " |" for row in rows),
+            "## Do the orders that papers report hold here?",
+            "\n".join(f"- {sentence}" for sentence in orders(runs)),
+            "",
+        ]
+    )
+
+
+# Criteria that should do no worse than the next one, and by which error.
+EXPECTED = (
+    ("weight", "prediction_error", (("obs", "layer"), ("wanda", "row"), ("magnitude", "layer"))),
+    ("2:4", "prediction_error", (("obs", "layer"), ("wanda", "layer"), ("magnitude", "layer"))),
+    *((g, "weighted_prediction_error", (("obs-diff", "layer"), ("obs", "layer"))) for g in ("weight", "2:4", "neuron")),
+    ("head", "weighted_prediction_error", (("obs-diff", "layer"), ("obs", "layer"))),
+)
+
+
+def orders(runs: list[dict]) -> list[str]:
+    """For every expected order whether it holds, seed by seed."""
+    found = {
+        (run["config"]["granularity"], run["config"]["criterion"], run["config"]["scope"], quality["metric"]): quality
+        for run in runs
+        for quality in run["quality"]
+    }
+    sentences = []
+    for granularity, metric, chain in EXPECTED:
+        errors = [found.get((granularity, criterion, scope, metric)) for criterion, scope in chain]
+        if None in errors:
+            continue
+        seeds = list(zip(*(error["per_seed"] for error in errors), strict=True))
+        holding = sum(list(seed) == sorted(seed) for seed in seeds)
+        verdict = "holds" if holding == len(seeds) else "does not hold" if holding == 0 else "depends on the seed"
+        names = " <= ".join(f"{c} ({error['value']:.4f})" for (c, _), error in zip(chain, errors, strict=True))
+        weighted = "error with early steps counting more" if metric.startswith("weighted") else "error"
+        sentences.append(f"{granularity}, {weighted}: {names} {verdict}: in {holding} of {len(seeds)} seeds.")
+    return sentences
 
 
 def coverage_page() -> str:

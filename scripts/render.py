@@ -323,12 +323,13 @@ def site_articles(document: Document, vocab: dict, links: dict, repo_url: str, k
         for article in members:
             people = ", ".join(article["authors"]) or "author not named"
             facts = [people, article.get("publisher"), article.get("published"), article["language"]]
+            copy = f" {link('Archived copy', article['archive_url'])}." if "archive_url" in article else ""
             about = references(article.get("about", []), {"papers": known["papers"], "tools": known["tools"]})
             lines += [
                 "",
                 f"### {esc(article['title'])} {{ #{article['id']} }}",
                 "",
-                f"{esc(', '.join(filter(None, facts)))}. {link('Read it', article['url'])}.",
+                f"{esc(', '.join(filter(None, facts)))}. {link('Read it', article['url'])}.{copy}",
                 "",
                 sentence(article["summary"]),
                 "",
@@ -422,6 +423,7 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
         "glossary": site_glossary(vocab),
         "results": evidence.site_page(address),
         "coverage": evidence.coverage_page(),
+        "criteria": evidence.criteria_page(),
     }
     write(readme_path, readme)
     for name, text in pages.items():

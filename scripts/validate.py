@@ -159,7 +159,7 @@ def urls_in(value: object, trail: Trail = ()) -> Iterator[tuple[Trail, str]]:
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from urls_in(item, (*trail, key))
-    elif isinstance(value, str) and trail[-1] in (*IDENTITY_URLS, "weights", "evidence"):
+    elif isinstance(value, str) and trail[-1] in (*IDENTITY_URLS, "weights", "archive_url", "evidence"):
         yield trail, value
 
 

@@ -16,7 +16,7 @@ from reference.criteria import obs, output_energy
 from reference.criteria.obs_diff import timestep_weights
 from reference.denoising_loss import gradients, squared_errors, step_losses, training_calls
 from reference.engine import prune
-from reference.pruning import load_pipeline
+from reference.loaders import load_pipeline
 from reference.request import SERVES, WITHOUT_DATA
 from reference.scoring import hessians
 from tests.conftest import TEXT_TOKENS, forward, tiny_mmdit
@@ -49,7 +49,7 @@ def made_calls(count: int = 3, samples: int = 2, seed: int = 0) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def pipe():
-    return load_pipeline("openmoji-mmdit", torch.float32)
+    return load_pipeline("openmoji-mmdit", dtype=torch.float32)
 
 
 def pattern(granularity: str) -> str:

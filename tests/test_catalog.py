@@ -11,7 +11,8 @@ import markdown
 import pytest
 import yaml
 
-from scripts import catalog, render, validate
+from reference.bench import results
+from scripts import catalog, evidence, render, validate
 
 TODAY = datetime.date(2026, 11, 21)
 
@@ -752,6 +753,49 @@ def test_hostile_address_stays_an_address(root):
     html = markdown.markdown((root / "README.md").read_text(encoding="utf-8"))
     links = [attrs["href"] for tag, attrs in Page(html).tags if tag == "a"]
     assert "https://beta.example.org/a%29%5Bx%5D%28b%7Cc%60d%60&copy;%2Ae%2A_f_%7B#g%7D" in links
+
+
+def test_archived_copy_of_an_article(root):
+    """`archive_url` is shown beside the address, is refused where an address would be, and is nobody's identity."""
+    copy = "https://web.archive.org/web/2024/https://example.org/guide"
+    url = "  url: https://example.org/guide\n"
+    change(root, "articles.yaml", url, f"{url}  archive_url: {copy}\n")
+    assert messages(root) == []
+    assert render.main([], root) == 0
+    page = markdown.markdown((root / "site/generated/articles.md").read_text(encoding="utf-8"))
+    assert [attrs["href"] for tag, attrs in Page(page).tags if tag == "a"].count(copy) == 1
+    assert "Archived copy" in Page(page).shown
+    change(root, "articles.yaml", copy, "https://archive.local/x")
+    (found,) = messages(root)
+    assert "alpha-guide.archive_url" in found
+    assert "no public host" in found
+
+
+def test_runs_of_others_are_labelled_third_party(tmp_path):
+    for run in evidence.published():
+        run["environment"]["cpu"] = "<b>[x](javascript:1)</b>"
+        del run["path"]
+        results.write(run, tmp_path / "results" / "embedded" / "gpu-of-someone")  # checks the schema
+    machines = evidence.other_machines(tmp_path)
+    assert list(machines) == ["embedded/gpu-of-someone"]
+    section = evidence.third_party(machines)
+    assert "### embedded/gpu-of-someone (third-party)" in section
+    assert "**Third-party**" in section
+    assert section.count("\n| ") == len(machines["embedded/gpu-of-someone"]) + 2
+    assert not {tag for tag, _ in Page(markdown.markdown(section, extensions=["tables"])).tags} & {"b", "a"}
+    assert "gpu-of-someone" not in evidence.readme_block()
+    published = {run["path"].parent for run in evidence.published()}
+    assert not {run["path"].parent for runs in evidence.other_machines().values() for run in runs} & published
+    assert evidence.third_party({}) == ""
+
+
+def test_a_single_run_of_others_needs_no_baseline(tmp_path):
+    lone = evidence.published()[-1]
+    del lone["path"]
+    assert not lone["subject"]["is_baseline"]
+    results.write(lone, tmp_path / "results" / "embedded" / "phone")
+    section = evidence.third_party(evidence.other_machines(tmp_path))
+    assert f"No table, for '{lone['subject']['baseline_run']}' is not among these runs: {lone['run_id']}." in section
 
 
 # What is shipped

@@ -8,7 +8,7 @@ from diffusers import ModelMixin
 
 import reference
 from reference import anatomy
-from tests.coverage import LAW, over_variants, verdict
+from tests.coverage import LAW, groups_of, over_variants, verdict
 from tests.zoo import ZOO, make, output
 
 TABLE = anatomy.coverage()
@@ -51,6 +51,8 @@ def test_most_classes_can_be_cut():
     assert exact["head"] >= 70
     assert exact["neuron"] >= 75
     assert exact["channel"] >= 8
+    assert exact["rank"] >= 70
+    assert exact["block"] >= 85
 
 
 @pytest.mark.parametrize("kind", EVERY_CLASS)
@@ -62,12 +64,14 @@ def test_the_table_is_what_one_finds(kind):
 @pytest.mark.parametrize("kind", EVERY_CLASS)
 def test_cut_models_come_back_from_disk(kind, tmp_path):
     cuttable = [g for g, found in TABLE[kind].items() if found["status"] in ("exact", "approximate")]
+    cases = [case for case in ZOO if case.partition(":")[0] == kind]
     for granularity in cuttable:
-        model, inputs = make(kind if kind in ZOO else next(case for case in ZOO if case.startswith(kind)))
+        # Not every variant of a class has such units.
+        model, inputs = next(m for m in map(make, cases) if any(g.count > 1 for g in groups_of(m[0], granularity)))
         if not isinstance(model, ModelMixin) or not hasattr(model, "config"):
             continue
         report = reference.prune(model, granularity, 0.5)
-        assert report.parameters_after < report.parameters_before
+        assert report.parameters_after < report.parameters_before or report.larger  # tiny layers, a basis of their own
         if kind in NOT_REBUILT:
             with pytest.raises(ValueError, match=f"{kind} cannot be rebuilt from its config"):
                 reference.save_pruned(model, tmp_path / granularity)
@@ -76,6 +80,12 @@ def test_cut_models_come_back_from_disk(kind, tmp_path):
         with torch.no_grad():
             expected, actual = output(model, inputs), output(reference.load_pruned(tmp_path / granularity), inputs)
         assert torch.equal(expected, actual)
+        if (
+            granularity == "block"
+        ):  # plain diffusers reads it; its tensors lie elsewhere, so kernels may round otherwise
+            plain = type(model).from_pretrained(tmp_path / granularity, use_safetensors=True)
+            assert plain.state_dict().keys() == model.state_dict().keys()
+            assert all(torch.equal(t, model.state_dict()[name]) for name, t in plain.state_dict().items())
 
 
 def test_a_refused_class_says_why():

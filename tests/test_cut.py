@@ -123,3 +123,27 @@ def test_weights_of_units_are_counted_once(mmdit):
     assert head == reference.Units("transformer_blocks.0.attn", "attention", 4, 8 * 24 * 24 + 6 * 24)
     neuron = reference.units(mmdit, "neuron")[0]
     assert (neuron.count, neuron.parameters) == (96, 2 * 96 * 24 + 96)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_units_are_scored_and_cut_as_by_the_plainest_torch(dtype, monkeypatch):
+    from reference.anatomy import groups
+    from reference.criteria import magnitude
+
+    monkeypatch.setattr(magnitude, "CHUNK", 64)
+    g = torch.Generator().manual_seed(0)
+    for shape, dim in [((12, 5), 0), ((7, 12), 1), ((12,), 0), ((12, 3, 3, 3), 0), ((5, 12, 3, 3), 1)]:
+        W = torch.randn(shape, generator=g).to(dtype)
+        other = [d for d in range(W.ndim) if d != dim]
+        for p in (1, 2):
+            each = W.double().abs().pow(p)
+            expected = (each.sum(other) if other else each).reshape(4, 3).sum(1).float()
+            assert torch.allclose(magnitude.unit_scores([(W, dim)], 4, p), expected, rtol=1e-5)
+        stays = torch.rand(12, generator=g) < 0.6
+        cut = groups._compressed(W, dim, stays)
+        assert cut.dtype == dtype
+        assert torch.equal(cut, W.index_select(dim, stays.nonzero().flatten()))
+        kept = torch.nn.Parameter(W.movedim(0, -1))  # not contiguous
+        assert torch.equal(
+            groups._compressed(kept.detach(), (dim - 1) % W.ndim, stays), cut.movedim(0, -1).contiguous()
+        )

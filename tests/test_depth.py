@@ -240,6 +240,7 @@ def test_rounds_count_original_blocks_and_recovery_trains_the_rest():
 
     def recover(model, number):
         seen.append(len(masked_blocks(model)))
+        model.zero_grad()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         model(**calibration(1)[0], return_dict=False)[0].square().mean().backward()
         assert all(p.grad is None for p in model.get_submodule(masked_blocks(model)[0]).parameters())
@@ -252,8 +253,16 @@ def test_rounds_count_original_blocks_and_recovery_trains_the_rest():
     assert not masked_blocks(model)
 
 
-@pytest.mark.parametrize("criterion", ["block-influence", "sensitivity"])
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(
+    ("criterion", "scope"),
+    [
+        ("block-influence", "layer"),
+        ("block-influence", "global"),
+        ("sensitivity", "layer"),
+        ("sensitivity", "global"),
+        ("learned", "layer"),
+    ],
+)
 def test_a_block_that_does_nothing_goes_first(criterion, scope):
     model = tiny_mmdit(num_layers=6)
     with torch.no_grad():
@@ -265,6 +274,52 @@ def test_a_block_that_does_nothing_goes_first(criterion, scope):
     assert plan.keep["transformer_blocks"].tolist() == [0, 1, 2, 4, 5]
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_learned_gates_keep_as_many_of_each_group_and_put_the_weights_back():
+    """Half of 8 blocks: four groups of two, each keeps one. The list that has no such split is refused in one line."""
+    model = tiny_mmdit(num_layers=9)
+    before = copy.deepcopy(model.state_dict())
+    plan = reference.plan(model, "block", 4 / 9, criterion="learned", calibration=calibration())
+    kept = plan.keep["transformer_blocks"].tolist()
+    assert [sum(2 * pair <= block < 2 * pair + 2 for block in kept) for pair in range(4)] == [1, 1, 1, 1]
+    assert 8 in kept
+    assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    again = reference.plan(model, "block", 4 / 9, criterion="learned", calibration=calibration())
+    assert torch.equal(again.keep["transformer_blocks"], plan.keep["transformer_blocks"])
+    with pytest.raises(ValueError, match="10 of 23 blocks can go in 1,144,066 ways"):
+        reference.plan(tiny_mmdit(num_layers=24), "block", 10 / 24, criterion="learned", calibration=calibration())
+
+
+@torch.no_grad()
+def test_sensitivity_sees_all_that_a_controlnet_answers():
+    """Its first residual comes before all blocks."""
+    model, inputs = make("ControlNetModel")
+    block = model.mid_block.attentions[0].transformer_blocks[1]
+    for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    plan = reference.plan(model, "block", 0.5, criterion="sensitivity", only="mid_block*", calibration=[inputs])
+    assert {name: kept.tolist() for name, kept in plan.keep.items()} == {
+        "mid_block.attentions.0.transformer_blocks": [0]
+    }
+
+
+@pytest.mark.parametrize("name", ["WuerstchenPrior", "WanAnimateTransformer3DModel", "HunyuanDiT2DModel"])
+def test_influence_of_bundles_is_the_sum_of_their_blocks(name):
+    """Convolutional blocks, blocks with a follower, skip pairs: the bundle that does next to nothing goes."""
+    model, inputs = make(name)
+    group = next(iter(reference.units(model, "block"))).name
+    bundle = {"WuerstchenPrior": [3, 4, 5], "WanAnimateTransformer3DModel": [2, 3], "HunyuanDiT2DModel": [1, 6]}[name]
+
+    def hardly_turn(block, args, kwargs, out):
+        return (args or tuple(kwargs.values()))[0] + 1e-3 * torch.tanh(out)
+
+    for place in bundle:
+        model.get_submodule(group)[place].register_forward_hook(hardly_turn, with_kwargs=True)
+    plan = reference.plan(model, "block", 0.34, criterion="block-influence", calibration=[inputs])
+    assert plan.removed(group).nonzero().flatten().tolist() == bundle
 
 
 def test_sensitivity_asks_again_after_every_removal():

@@ -65,7 +65,7 @@ def test_words_become_tokens():
 def test_what_ships_is_small_and_has_a_card():
     files = [f for f in FOLDER.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) < 12_000_000
-    assert {f.suffix for f in files} <= {".json", ".safetensors", ".md"}
+    assert {f.suffix for f in files} <= {".json", ".safetensors", ".md", ".png"}
     card = (FOLDER / "README.md").read_text()
     for fact in ("CC BY-SA 4.0", "OpenMoji", "python -m reference train openmoji-mmdit", "held-out"):
         assert fact in card

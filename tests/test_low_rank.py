@@ -14,12 +14,15 @@ from torch import nn
 
 import reference
 from reference import low_rank
+from reference.__main__ import main
 from reference.anatomy import all_groups
 from reference.anatomy.groups import Group, Slice
 from reference.anatomy.modulation import Basis, LowRankLinear, cut_directions, directions, layers_of
-from reference.calibration import as_source
+from reference.calibration import as_source, see_inputs
+from reference.loaders import load_pipeline
 from reference.request import Request
 from tests.conftest import deviation, forward, tiny_mmdit
+from tests.coverage import check_shared_inputs
 from tests.zoo import make, output
 
 LAW = 1e-5
@@ -197,6 +200,14 @@ def test_groups_read_one_vector():
         assert sorted(len(layers_of(group)) for group in all_groups(model, "rank")) == sorted(expected)
 
 
+def test_layers_fed_by_different_vectors_are_noticed(monkeypatch):
+    """Were DiT's blocks taken for one group, the coverage tool would say so."""
+    check_shared_inputs("DiTTransformer2DModel")
+    monkeypatch.setattr("reference.anatomy.modulation.OWN_EMBEDDING", ())
+    with pytest.raises(AssertionError, match=r"transformer_blocks\.1\.norm1\.linear does not read the vector of"):
+        check_shared_inputs("DiTTransformer2DModel")
+
+
 def test_layers_share_one_basis():
     model = tiny_mmdit()
     before = sum(p.numel() for p in model.parameters())
@@ -331,6 +342,19 @@ def test_dtype_device_and_gradients_are_kept():
     assert all(m.training for m in model.modules())
     reference.apply(exact, of_exact)
     assert deviation(forward(model.eval()).float(), forward(exact)) < 0.05
+
+
+def test_layers_of_two_dtypes_do_not_share():
+    """Some models keep a part in fp32: it gets a basis in fp32, and both parts keep their dtype."""
+    model = tiny_mmdit()
+    model.transformer_blocks[1].norm1.linear.to(torch.bfloat16)
+    before = {name: p.dtype for name, p in model.named_parameters()}
+    assert [len(layers_of(group)) for group in all_groups(model, "rank")] == [6, 1]
+    reference.prune(model, "rank", rank=4)
+    assert all(p.dtype == before[name] for name, p in model.named_parameters() if name in before)
+    mixed = model.transformer_blocks[1].norm1.linear
+    assert {p.dtype for p in mixed.parameters()} == {torch.bfloat16}
+    assert mixed(torch.zeros(1, WIDTH, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_rounds_end_where_one_shot_ends():
@@ -494,3 +518,64 @@ def test_share_of_full_size_models(build, share):
     meta = {"device": "meta"}
     cut_directions(model, {group: Basis(torch.empty(16, group.count, **meta), torch.empty(group.count, **meta))})
     assert 1 - sum(p.numel() for p in model.parameters()) / before == pytest.approx(share, abs=0.005)
+
+
+def test_the_trained_model_lives_in_few_directions():
+    """openmoji-mmdit at rank 16 of 160, on prompts that calibration did not see: data beats magnitude beats chance."""
+    pipeline = load_pipeline("openmoji-mmdit")
+    root = nn.ModuleDict({"transformer": pipeline.transformer})
+    (group,) = all_groups(root, "rank")
+    G_dd = low_rank.gram([root.get_submodule(name).weight for name in layers_of(group)])
+    held_out = []
+    runs = [
+        reference.Calibration(pipeline, prompts, steps=8, seed=seed)
+        for prompts, seed in ((["red heart", "pig face", "rocket", "tree"], 0), (["green apple", "moon"], 1))
+    ]
+    first = {group.name: root.get_submodule(layers_of(group)[0])}
+    see_inputs(root, runs[1], first, lambda _, X_1nd, __: held_out.append(X_1nd[0]))
+    residuals = []
+    for criterion in ("output-energy", "magnitude", "random"):
+        calibration = runs[0] if criterion == "output-energy" else None
+        plan = reference.plan(pipeline, "rank", rank=16, criterion=criterion, calibration=calibration)
+        basis = Basis(plan.weights[f"{group.name}.basis"], plan.weights[f"{group.name}.mean"])
+        residuals.append(low_rank.residual(torch.cat(held_out), basis, G_dd))
+    assert residuals[0] < 0.05 < residuals[1] < 0.3 < residuals[2]
+    assert reference.apply(pipeline, plan).model_rate > 0.29
+
+
+def test_low_rank_pipelines_come_back(tmp_path):
+    pipeline = load_pipeline("openmoji-mmdit")
+    reference.prune(pipeline, "rank", rank=16)
+    reference.save_pruned(pipeline, tmp_path / "p")
+    assert "save_pretrained" not in vars(pipeline.transformer)
+    again = reference.load_pruned(tmp_path / "p")
+    layers = [m for m in again.transformer.modules() if isinstance(m, LowRankLinear)]
+    assert len(layers) == 13
+    assert all(layer.basis is layers[0].basis for layer in layers)
+    drawn = []
+    for p in (pipeline, again):
+        p.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        drawn.append(p(["red heart"], num_inference_steps=2, generator=[generator], output_type="np").images)
+    assert (drawn[0] == drawn[1]).all()
+
+
+def test_blocks_leave_a_low_rank_model(tmp_path):
+    """The first layer of the group, under whose name the basis is stored, goes with its block."""
+    model = tiny_mmdit()
+    reference.prune(model, "rank", rank=5)
+    plan = reference.Plan.from_removed(model, "block", {"transformer_blocks": [0]})
+    reference.apply(model, plan)
+    reference.save_pruned(model, tmp_path / "m")
+    assert torch.equal(forward(reference.load_pruned(tmp_path / "m")), forward(model))
+    manifest = json.loads((tmp_path / "m" / "pruning.json").read_text())
+    assert len(manifest["low_rank"][0]["layers"]) == 5
+
+
+def test_command_line(tmp_path, capsys):
+    prune = ["prune", "openmoji-mmdit", "--granularity", "rank", "--out", str(tmp_path / "p"), "--rank", "16"]
+    assert main([*prune, "--amount", "0.5"]) == 2
+    assert "goes with granularity 'rank', without amount" in capsys.readouterr().err
+    assert main(prune) == 0
+    assert "rank (cut): 90.0% of 160 units" in capsys.readouterr().out
+    assert reference.load_pruned(tmp_path / "p").transformer.norm_out.linear.basis.shape == (16, 160)

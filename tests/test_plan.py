@@ -251,3 +251,31 @@ def test_permuted_neurons_compute_the_same_and_keep_more_of_the_pattern(name):
     assert min(gains.values()) > 1.01  # Gaussian weights: a good order keeps a few per cent more
     with pytest.raises(ValueError, match="no N:M pattern"):
         reference.permute_neurons(model, "half")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("granularity", ["weight", "2:4"])
+def test_memory_layout_and_dtype_change_nothing(dtype, granularity):
+    """A channels_last convolution and a transposed Linear weight lose the same weights as contiguous ones, to +0.0."""
+
+    def make(scattered: bool) -> torch.nn.Module:
+        torch.manual_seed(0)
+        model = torch.nn.Module()
+        model.blocks = torch.nn.ModuleList([torch.nn.Conv2d(8, 6, 3), torch.nn.Linear(20, 12, bias=False)]).to(dtype)
+        if scattered:
+            model.blocks.to(memory_format=torch.channels_last)
+            model.blocks[1].weight.data = model.blocks[1].weight.data.T.contiguous().T
+            assert not any(layer.weight.is_contiguous() for layer in model.blocks)
+        return model
+
+    amount = None if granularity == "2:4" else 0.4
+    plain, scattered = make(False), make(True)
+    reports = [reference.prune(model, granularity, amount, scope="layer") for model in (plain, scattered)]
+    for a, b in zip(plain.blocks, scattered.blocks, strict=True):
+        assert torch.equal(a.weight, b.weight)
+        zeros = b.weight[b.weight == 0]
+        assert len(zeros) == int((amount or 0.5) * b.weight.numel() + 0.5)
+        assert not torch.signbit(zeros).any()
+    counted = sum(int(torch.count_nonzero(p)) for p in plain.parameters())
+    assert [report.nonzero for report in reports] == [counted, counted]
+    assert [layer.kept for layer in reports[0].layers] == [int((a.weight != 0).sum()) for a in plain.blocks]

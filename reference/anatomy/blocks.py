@@ -185,6 +185,8 @@ def _of_row(model: nn.Module, config: dict, row: Row) -> Iterator[BlockList]:
     else:
         bundles = [tuple(range(i, i + period)) for i in range(0, count - period + 1, period)]
         stays |= {i: "it begins a pattern that is not complete" for i in range(count - count % period, count)}
+    if follower and count // period > len(model.get_submodule(follower)):  # RFD4 that updates after every block
+        stays[count - 1] = "nothing follows the last block, which the config says of its place"
     bundles = [bundle for bundle in bundles if not stays.keys() & set(bundle)]
     lists = [(path, False) for path in (row.path, *row.also) if has(model, path)]
     lists += [(row.mirrored, True)] if row.mirrored else []

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from reference.threshold import PATTERNS
+
 
 class Slice(NamedTuple):
     """Unit u spans indices start + u*width ... start + (u+1)*width - 1 of dimension `dim` of a parameter.
@@ -89,8 +91,16 @@ def cut_units(root: nn.Module, removed: Mapping[Group, Tensor]) -> None:
         old = root.get_parameter(name)
         stays = torch.ones(old.shape[dim], dtype=torch.bool)
         stays[torch.cat(parts)] = False
-        kept = old.index_select(dim, stays.nonzero().flatten().to(old.device))
+        kept = _compressed(old.detach(), dim, stays)
         _replace(root, old, nn.Parameter(kept, requires_grad=old.requires_grad))
+
+
+def _compressed(tensor: Tensor, dim: int, stays: Tensor) -> Tensor:
+    """The slices of `dim` that stay. On a CPU by NumPy: torch's index_select takes five times as long along columns."""
+    if tensor.device.type == "cpu" and tensor.dtype in PATTERNS:
+        patterns = tensor.view(PATTERNS[tensor.dtype][0]).numpy()
+        return torch.from_numpy(patterns.compress(stays.numpy(), axis=dim)).view(tensor.dtype)
+    return tensor.index_select(dim, stays.nonzero().flatten().to(tensor.device))
 
 
 def _rescale(norm: nn.Module, eps: str, before: int, after: int) -> None:

@@ -9,8 +9,9 @@ that the layers share; mu is the mean of e, which is kept whole:
     cut    W'_l = W_l B^T,       b'_l = b_l + W_l mu,     W'_l (B (e - mu)) + b'_l   `LowRankLinear`
 
 Which layers read the same vector is not written in any of them. What is: the part that makes the vector (the denoiser,
-or a part of it with a time embedding of its own, such as each block of DiT), the input width, and the activation in
-front. `python -m tests.coverage` watches the inputs of every group on every class, and fails where they differ.
+or a part of it with a time embedding of its own, such as each block of DiT), the input width and dtype, and the
+activation in front. `python -m tests.coverage` watches the inputs of every group on every class, and fails where they
+differ.
 
 Shapes: r directions that stay, d inputs, o outputs of one layer.
 """
@@ -161,7 +162,7 @@ def _layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module, tuple]]:
         # HunyuanVideo's token replacement calls its norms with a second vector; Kandinsky 6 has one for sound.
         replaces = "TokenReplace" in type(above[-1]).__name__
         sound = "audio" in path or "va_modulation" in path
-        yield path, layer, (maker, _inputs(layer), activation, replaces, sound)
+        yield path, layer, (maker, _inputs(layer), activation, replaces, sound, layer.weight.dtype)
 
 
 def _in_front(parts: list[str], module: nn.Module) -> str | None:

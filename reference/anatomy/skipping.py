@@ -62,15 +62,21 @@ def masked_blocks(root: nn.Module) -> list[str]:
     return [name for name, module in root.named_modules() if pass_on in module._forward_hooks.values()]
 
 
-def members(root: nn.Module, group: BlockList, places: Sequence[int]) -> list[nn.Module]:
-    """All modules that go when the blocks at these places go."""
+def blocks_at(root: nn.Module, group: BlockList, places: Sequence[int]) -> list[nn.Module]:
+    """The blocks at these places, of all lists that go together."""
     model = root.get_submodule(group.denoiser)
     found = []
     for path, mirrored in group.lists:
         modules = model.get_submodule(path)
         for module in (modules[len(modules) - 1 - i if mirrored else i] for i in places):
             found += module.values() if isinstance(module, nn.ModuleDict) else [module]
-    return found + [model.get_submodule(path) for path in _followers(group, places)]
+    return found
+
+
+def members(root: nn.Module, group: BlockList, places: Sequence[int]) -> list[nn.Module]:
+    """All modules that go when the blocks at these places go."""
+    model = root.get_submodule(group.denoiser)
+    return blocks_at(root, group, places) + [model.get_submodule(path) for path in _followers(group, places)]
 
 
 def block_parameters(root: nn.Module, group: BlockList) -> int:
@@ -194,12 +200,12 @@ def unet_layers(model: nn.Module) -> dict[str, object]:
     def counts(stages: Sequence[nn.Module], otherwise: int) -> list:
         found = []
         for stage in stages:
-            each = [len(a.transformer_blocks) for a in getattr(stage, "attentions", ())]
+            each = [len(a.transformer_blocks) for a in getattr(stage, "attentions", ()) if has(a, "transformer_blocks")]
             found.append((each[0] if len(set(each)) == 1 else each) if each else otherwise)
         return found
 
-    middle = getattr(model.mid_block, "attentions", ())
-    otherwise = len(middle[0].transformer_blocks) if len(middle) else 1
+    middle = "mid_block.attentions.0.transformer_blocks"
+    otherwise = len(model.get_submodule(middle)) if has(model, middle) else 1
     down = counts(model.down_blocks, otherwise)
     changes: dict[str, object] = {UNET.key: down}
     if hasattr(model, "up_blocks"):

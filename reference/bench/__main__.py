@@ -6,7 +6,6 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import reference
-from reference.bench import measure, results
-from reference.bench.device import ROOT, code, device_folder, environment
+from reference.bench import criteria, criteria_table, measure, quality, results
+from reference.bench.device import ROOT, device_folder
 from reference.embedded import EMBEDDED, load_embedded
+from reference.embedded.models import SIZE
 from reference.embedded.openmoji import drawings
 from reference.embedded.pipeline import EmbeddedPipeline
 from reference.recovery import distill
@@ -31,9 +31,12 @@ PROTOCOLS = Path(__file__).parent / "protocols"
 def main(arguments: list[str] | None = None) -> int:
     """Run a suite; 0 if every run is ok, 1 if one failed, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="python -m reference.bench", description=__doc__)
-    parser.add_argument("--suite", default="embedded", choices=["embedded"])
+    parser.add_argument("--suite", default="embedded", choices=["embedded", "engine", "quality"])
     parser.add_argument("--protocol", type=Path, help="another protocol file than the suite's own")
     parser.add_argument("--method", action="append", help="only this entry, e.g. head (may be repeated)")
+    parser.add_argument("--model", action="append", help="quality: only this model (may be repeated)")
+    parser.add_argument("--resume", action="store_true", help="engine, quality: leave out what has a result already")
+    parser.add_argument("--budget-s", type=float, help="quality: start no run after so many seconds")
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the result files")
     parser.add_argument("--seed", type=int, default=0, help="seed of recovery")
     parser.add_argument("--list", action="store_true", help="list the runs and end")
@@ -42,13 +45,18 @@ def main(arguments: list[str] | None = None) -> int:
     file = options.protocol or PROTOCOLS / f"{options.suite}.yaml"
     try:
         protocol = yaml.safe_load(file.read_text())
-        jobs = list_jobs(protocol, options.method)
+        if options.suite == "quality":
+            jobs = quality.list_cells(protocol, options.model, options.method)
+        elif options.suite == "engine":
+            jobs = criteria.list_cells(protocol, options.method)
+        else:
+            jobs = list_jobs(protocol, options.method)
     except (OSError, ValueError, yaml.YAMLError) as error:
         print(f"error: {file}: {error}", file=sys.stderr)
         return 2
     if options.list:
-        for entry, keywords, _ in jobs:
-            print(entry, keywords)
+        for job in jobs:
+            print(*job)
         return 0
 
     for library in (diffusers, transformers):  # one bar is enough
@@ -56,8 +64,17 @@ def main(arguments: list[str] | None = None) -> int:
         library.utils.logging.disable_progress_bar()
     folder = options.out / options.suite / device_folder()
     started = time.monotonic()
+    if options.suite != "embedded":
+        if options.suite == "quality":
+            runs = quality.run_quality(file, jobs, folder, options.resume, options.budget_s)
+            print_table([list(quality.COLUMNS), *quality.rows(runs)])
+        else:
+            runs = criteria.run_criteria(file, jobs, folder, options.resume)
+            print_table([list(criteria_table.COLUMNS), *criteria_table.rows(runs)])
+        print(f"\n{len(runs)} runs; result files and pictures: {folder}")
+        return int(any(run["status"] == "failed" for run in runs))
     runs = run_suite(protocol, hashlib.sha256(file.read_bytes()).hexdigest(), jobs, folder, options.seed)
-    print_table(runs)
+    print_table([list(results.COLUMNS), *results.rows(runs)])
     print(f"\n{len(runs)} runs in {time.monotonic() - started:.0f} s; result files and pictures: {folder}")
     print("One row of pictures a run, the same noise and prompts in each: " + ", ".join(protocol["prompts"]))
     return int(any(run["status"] != "ok" for run in runs))
@@ -94,14 +111,16 @@ def run_suite(protocol: dict, sha256: str, jobs: list, folder: Path, seed: int) 
     training = sum(recovery["steps_per_round"] * k.get("rounds", 1) for _, k, recovers in jobs if recovers)
     bar = tqdm(total=1 + 3 * (1 + len(jobs)) + training, desc="dense trajectory", dynamic_ncols=True)
     session = open_session(protocol)
-    names, x = drawings(session.dense.transformer.config.sample_size) if training else ([], None)
+    names, x = drawings(SIZE) if training else ([], None)
     bar.update()
 
     runs: list[dict] = []
     for entry, keywords, recovers in [("dense", {}, False), *jobs]:
         bar.set_description(f"{entry} {keywords['amount']:.0%}" if keywords else entry)
         start = time.monotonic()
-        run = _frame(protocol, sha256, entry, keywords, runs[0]["run_id"] if runs else None)
+        run = results.frame(
+            protocol, sha256, EMBEDDED[protocol["model"]], entry, keywords, runs[0]["run_id"] if runs else None
+        )
         run["config"] |= {"recovery": recovery if recovers else {"kind": "none"}, "seed": seed}
         try:
             pruned = copy.deepcopy(session.dense)
@@ -128,11 +147,10 @@ def run_suite(protocol: dict, sha256: str, jobs: list, folder: Path, seed: int) 
 def open_session(protocol: dict) -> Session:
     """Load the dense model and record its trajectory."""
     dense = load_embedded(protocol["model"], getattr(torch, protocol["dtype"]))
-    config, seeds, prompts = dense.transformer.config, protocol["noise_seeds"], protocol["prompts"]
-    shape = (len(prompts), config.in_channels, config.sample_size, config.sample_size)
-    noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    seeds, prompts = protocol["noise_seeds"], protocol["prompts"]
+    noise = measure.noise(dense, len(prompts), seeds)
     inputs = {pictures: measure.guided_inputs(dense, pictures) for pictures in protocol["latency"]["repeats"]}
-    trajectory = measure.record(dense, prompts * len(seeds), noise, **protocol["sampler"])
+    trajectory = measure.record(dense, prompts * len(seeds), noise, **protocol["sampler"], seeds=len(seeds))
     return Session(protocol, dense, inputs, prompts * len(seeds), noise, trajectory)
 
 
@@ -140,23 +158,23 @@ def measure_run(run: dict, session: Session, pruned: EmbeddedPipeline, facts: di
     """Fill in what is left, how far the pictures are, how fast it is, and save the pictures."""
     protocol, trajectory = session.protocol, session.trajectory
     run["achieved"] = {
-        **measure.count(pruned.transformer, session.inputs[min(session.inputs)]),
-        **measure.bytes_on_disk(pruned.transformer, getattr(torch, protocol["storage_dtype"])),
+        **measure.count(pruned.denoiser, session.inputs[min(session.inputs)]),
+        **measure.bytes_on_disk(pruned.denoiser, getattr(torch, protocol["storage_dtype"])),
         **facts,
     }
     pictures = measure.draw(pruned, session.prompts, session.noise, **protocol["sampler"])
     if run["subject"]["is_baseline"]:  # the floor: how alike are two drawings of one prompt from other noise
         other = trajectory.pictures.roll(len(protocol["prompts"]), 0)
-        run["quality"] = [{"metric": "psnr_other_noise"} | measure.psnr(other, trajectory.pictures)]
+        run["quality"] = [{"metric": "psnr_other_noise"} | measure.psnr(other, trajectory)]
     else:
         run["quality"] = [
-            {"metric": "prediction_error"} | measure.prediction_error(pruned.transformer, trajectory),
-            {"metric": "psnr"} | measure.psnr(pictures, trajectory.pictures),
+            {"metric": "prediction_error"} | measure.prediction_error(pruned.denoiser, trajectory),
+            {"metric": "psnr"} | measure.psnr(pictures, trajectory),
         ]
     bar.update()
     timing = protocol["latency"]
     for n, repeats in timing["repeats"].items():
-        models = session.dense.transformer, pruned.transformer
+        models = session.dense.denoiser, pruned.denoiser
         times = measure.latency(*models, session.inputs[n], timing["warmup"], repeats, timing["threads"])
         run["speed"].append({"pictures": n} | times)
     shown = pictures[: len(protocol["prompts"])]
@@ -179,39 +197,8 @@ def _prune_timed(pipeline: EmbeddedPipeline, keywords: dict, recover: Callable |
     return {"unit_rate": rate, "prune_seconds": time.monotonic() - start - spent, "recovery_seconds": spent}
 
 
-def _frame(protocol: dict, sha256: str, entry: str, keywords: dict, baseline: str | None) -> dict:
-    """A result with everything known before the run."""
-    now = datetime.now(UTC)
-    weights = sorted(EMBEDDED[protocol["model"]].rglob("*.safetensors"))
-    fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in weights)).hexdigest()
-    unique = hashlib.sha256(f"{now.isoformat()}{entry}{keywords}".encode()).hexdigest()[:6]
-    return {
-        "schema": "result/1",
-        "run_id": f"{now:%Y%m%dT%H%M%SZ}-{unique}",
-        "created": now.isoformat(timespec="milliseconds"),
-        "status": "ok",
-        "error": None,
-        "protocol": {"id": protocol["id"], "sha256": sha256},
-        "subject": {
-            "model": protocol["model"],
-            "weights_sha256": fingerprint,
-            "entry": entry,
-            "is_baseline": baseline is None,
-            "baseline_run": baseline,
-        },
-        "config": keywords | {k: protocol[k] for k in ("sampler", "noise_seeds", "dtype", "storage_dtype", "prompts")},
-        "achieved": None,
-        "quality": [],
-        "speed": [],
-        "environment": environment(),
-        "code": code() | {"command": ["python", "-m", "reference.bench", *sys.argv[1:]], "wall_seconds": 0.0},
-        "artifacts": [],
-    }
-
-
-def print_table(runs: list[dict]) -> None:
-    """The table on the terminal."""
-    table = [list(results.COLUMNS), *results.rows(runs)]
+def print_table(table: list[list[str]]) -> None:
+    """The table on the terminal, its first row the heads."""
     widths = [max(len(row[c]) for row in table) for c in range(len(table[0]))]
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -3,6 +3,7 @@
 import copy
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from reference.bench import metrics
 from reference.checkpoint import save_pruned
 from reference.embedded.pipeline import EmbeddedPipeline
 
@@ -21,15 +23,18 @@ BOOTSTRAPS = 2000
 def guided_inputs(pipeline: EmbeddedPipeline, pictures: int) -> dict[str, Tensor]:
     """Inputs of one guided denoising step for so many pictures: twice as many samples."""
     g = torch.Generator().manual_seed(0)
-    hidden, pooled = pipeline.encode_prompt([""] * pictures + ["red heart"] * pictures)
-    size = pipeline.transformer.config.sample_size
-    return {
-        "hidden_states": torch.randn(2 * pictures, 3, size, size, generator=g),
-        "encoder_hidden_states": hidden.detach(),
-        "pooled_projections": pooled.detach(),
-        "timestep": torch.full((2 * pictures,), 500.0),
-        "return_dict": False,
-    }
+    with torch.no_grad():
+        hidden, pooled = pipeline.encode_prompt([""] * pictures + ["red heart"] * pictures)
+    config = pipeline.denoiser.config
+    x = torch.randn(2 * pictures, config.in_channels, config.sample_size, config.sample_size, generator=g)
+    return pipeline.inputs(x, torch.full((2 * pictures,), 500.0), hidden, pooled)
+
+
+def noise(pipeline: EmbeddedPipeline, prompts: int, seeds: Sequence[int]) -> Tensor:
+    """Starting noise (s * p, channels, size, size): all prompts from the first seed, then from the next."""
+    config = pipeline.denoiser.config
+    shape = (prompts, config.in_channels, config.sample_size, config.sample_size)
+    return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def count(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, int]:
@@ -108,20 +113,23 @@ def spread(values: np.ndarray) -> dict[str, float]:
 class Trajectory(NamedTuple):
     """What the dense model saw and said on its way from noise to pictures; the yardstick of every pruned model."""
 
-    pictures: Tensor  # (p, 3, size, size) in [0, 1]
+    pictures: Tensor  # (s * p, 3, size, size) in [0, 1]: all prompts from the first seed, then from the next
+    seeds: int  # s
     calls: list[tuple[dict, Tensor]]  # keywords of every call of the denoiser, and its output
     guidance: float
 
 
-def record(pipeline: EmbeddedPipeline, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Trajectory:
-    """Draw and keep every call of the denoiser."""
+def record(
+    pipeline: EmbeddedPipeline, prompts: list[str], noise: Tensor, steps: int, guidance: float, seeds: int = 1
+) -> Trajectory:
+    """Draw and keep every call of the denoiser; `prompts` and `noise` are those of all seeds."""
     calls: list[tuple[dict, Tensor]] = []
-    handle = pipeline.transformer.register_forward_hook(
+    handle = pipeline.denoiser.register_forward_hook(
         lambda _, __, keywords, output: calls.append((keywords, output[0])), with_kwargs=True
     )
     pictures = draw(pipeline, prompts, noise, steps, guidance)
     handle.remove()
-    return Trajectory(pictures, calls, guidance)
+    return Trajectory(pictures, seeds, calls, guidance)
 
 
 def draw(pipeline: EmbeddedPipeline, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
@@ -134,34 +142,11 @@ def prediction_error(model: nn.Module, dense: Trajectory) -> dict:
 
     err_p = sqrt( sum_t ||v_pruned - v_dense||^2 / sum_t ||v_dense||^2 )
     """
-    wrong, total = 0.0, 0.0
-    with torch.no_grad():
-        for inputs, output in dense.calls[::2]:
-            v_dense = guided(output, dense.guidance)
-            v_pruned = guided(model(**inputs)[0], dense.guidance)
-            wrong = wrong + (v_pruned - v_dense).square().flatten(1).sum(1)
-            total = total + v_dense.square().flatten(1).sum(1)
-    return interval((wrong / total).sqrt().numpy())
+    wrong, total = metrics.prediction_errors(model, dense.calls[::2], dense.guidance)
+    return metrics.interval((wrong.sum(0) / total.sum(0)).sqrt().reshape(dense.seeds, -1))
 
 
-def guided(output: Tensor, guidance: float) -> Tensor:
-    """Both halves of a guided batch joined as the sampler does."""
-    without, with_ = output.chunk(2)
-    return without + guidance * (with_ - without)
-
-
-def psnr(pictures: Tensor, dense: Tensor) -> dict:
+def psnr(pictures: Tensor, dense: Trajectory) -> dict:
     """Peak signal-to-noise ratio in dB to the dense pictures, mean over pictures; identical ones count 100 dB."""
-    mse = (pictures - dense).square().flatten(1).mean(1).clamp_min(1e-10)
-    return interval((-10 * mse.log10()).numpy())
-
-
-def interval(per_picture: np.ndarray) -> dict:
-    """Mean over pictures with a 95 % bootstrap interval."""
-    n = len(per_picture)
-    samples = per_picture[np.random.default_rng(0).integers(n, size=(BOOTSTRAPS, n))]
-    return {
-        "value": float(per_picture.mean()),
-        "ci95": np.quantile(samples.mean(1), [0.025, 0.975]).tolist(),
-        "n": n,
-    }
+    pair = (x.unflatten(0, (dense.seeds, -1)) for x in (pictures, dense.pictures))
+    return metrics.interval(metrics.psnr(*pair))

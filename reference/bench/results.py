@@ -3,18 +3,51 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 from PIL import Image
 
-from reference.bench.device import ROOT
+from reference.bench.device import ROOT, code, environment
 
 SCHEMA = ROOT / "schemas" / "result.schema.json"
 # A speed-up that keeps less than half of what the removed arithmetic promises.
 PHANTOM = 0.5
+
+
+def frame(protocol: dict, sha256: str, weights: Path, entry: str, keywords: dict, baseline: str | None) -> dict:
+    """A result with everything known before the run; `weights` is the folder of the dense model."""
+    now = datetime.now(UTC)
+    files = sorted(weights.rglob("*.safetensors"))
+    fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    settings = ("sampler", "noise_seeds", "dtype", "storage_dtype", "prompts")
+    unique = hashlib.sha256(f"{now.isoformat()}{entry}{keywords}".encode()).hexdigest()[:6]
+    return {
+        "schema": "result/1",
+        "run_id": f"{now:%Y%m%dT%H%M%SZ}-{unique}",
+        "created": now.isoformat(timespec="milliseconds"),
+        "status": "ok",
+        "error": None,
+        "protocol": {"id": protocol["id"], "sha256": sha256},
+        "subject": {
+            "model": weights.name,
+            "weights_sha256": fingerprint,
+            "entry": entry,
+            "is_baseline": baseline is None,
+            "baseline_run": baseline,
+        },
+        "config": keywords | {name: protocol[name] for name in settings if name in protocol},
+        "achieved": None,
+        "quality": [],
+        "speed": [],
+        "environment": environment(),
+        "code": code() | {"command": ["python", "-m", "reference.bench", *sys.argv[1:]], "wall_seconds": 0.0},
+        "artifacts": [],
+    }
 
 
 def write(run: dict, folder: Path) -> Path:
@@ -84,10 +117,10 @@ def rows(runs: Sequence[dict]) -> list[list[str]]:
                 f"{now['macs'] / was['macs']:.2f}x",
                 f"{nominal:.2f}x",
                 *(_speed(speed[pictures], nominal, subject["is_baseline"]) for pictures in (1, 16)),
-                _value(quality.get("prediction_error"), 3),
-                _value(quality.get("psnr"), 1)
+                value(quality.get("prediction_error"), 3),
+                value(quality.get("psnr"), 1)
                 if "psnr" in quality
-                else _value(quality["psnr_other_noise"], 1) + " other noise",
+                else value(quality["psnr_other_noise"], 1) + " other noise",
                 f"{now['recovery_seconds']:.0f} s" if now["recovery_seconds"] else "none",
             ]
         )
@@ -114,7 +147,7 @@ def _speed(speed: dict, nominal: float, is_baseline: bool) -> str:
     return f"{speed['speedup']:.2f}x ({low:.2f}-{high:.2f}){mark}"
 
 
-def _value(quality: dict | None, digits: int) -> str:
+def value(quality: dict | None, digits: int) -> str:
     if quality is None:
         return "-"
     low, high = quality["ci95"]

@@ -3,14 +3,15 @@
     H = sum_n a_n x_n x_n^T / sum_n a_n,    of which OBS inverts H + lambda I = R R^T,    (H + lambda I)^-1 = U^T U
 
 For one output row w, E (w x)^2 = w H w^T: the Hessian of the layer's squared output error, without its factor 2.
-The upper triangular U comes from one Cholesky factorisation instead of the usual three: with J reversing the order of
-the inputs and J H J = L L^T, R = J L J is upper triangular and U = R^-1.
+The upper triangular U comes from one factorisation with an upper triangular R instead of the usual three Cholesky
+factorisations: U = R^-1.
 
 Everything is fp32: fp16 overflows here, and TF32 has 10 bits of mantissa, too few for a Cholesky factorisation.
 
 Shapes: g groups (1 unless a grouped convolution), n rows, i inputs of one group (`layer_inputs.py`).
 """
 
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -45,6 +46,18 @@ def accumulate(H_gii: Tensor, weight: float, X_gni: Tensor, a_n: Tensor | None =
 
 def cholesky(H_ii: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """Lower L with L L^T = H + lambda I, and which columns were never active (booleans; their diagonal becomes 1)."""
+    return _factorise(torch.linalg.cholesky_ex, H_ii, damping)
+
+
+def inverse_factor(H_ii: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Upper U with U^T U = (H + lambda I)^-1, and which columns were never active."""
+    return _factorise(_inverse_upper, H_ii, damping)
+
+
+def _factorise(
+    factor: Callable[[Tensor], tuple[Tensor, Tensor]], H_ii: Tensor, damping: float
+) -> tuple[Tensor, Tensor]:
+    """`factor` of H + lambda I, which also says whether it failed: then lambda grows tenfold, up to three times."""
     diagonal = H_ii.diagonal()
     dead_i = diagonal == 0
     if dead_i.all():
@@ -53,9 +66,9 @@ def cholesky(H_ii: Tensor, damping: float) -> tuple[Tensor, Tensor]:
         lambda_ = damping * 10**tenfold * diagonal[~dead_i].mean()
         damped_ii = H_ii.clone()
         damped_ii.diagonal().copy_(torch.where(dead_i, 1, diagonal + lambda_))
-        L_ii, failed = torch.linalg.cholesky_ex(damped_ii)
-        if not failed and torch.isfinite(L_ii.diagonal()).all():
-            return L_ii, dead_i
+        factor_ii, failed = factor(damped_ii)
+        if not failed and torch.isfinite(factor_ii.diagonal()).all():
+            return factor_ii, dead_i
     if not torch.isfinite(H_ii).all():
         raise ValueError(f"the Hessian of {len(H_ii)} inputs holds values that are not finite")
     raise ValueError(
@@ -64,20 +77,31 @@ def cholesky(H_ii: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     )
 
 
-def inverse_factor(H_ii: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """Upper U with U^T U = (H + lambda I)^-1, and which columns were never active."""
-    L_ii, dead_i = cholesky(H_ii.flip(0, 1), damping)
-    return _inverse_upper(L_ii.flip(0, 1)), dead_i.flip(0)
+def _inverse_upper(H_ii: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper U with U^T U = H^-1, and whether H was not positive definite. H is overwritten.
 
+    With H = R R^T and R = [[R_1, P], [0, R_2]] upper triangular, H_12 = P R_2^T. By halves, from the lower right:
+        U_2 = R_2^-1,    P = H_12 U_2^T,    U_1 from H_11 - P P^T,    U = R^-1 = [[U_1, -U_1 P U_2], [0, U_2]]
+    Almost all of it is products of matrices, which run at the processor's full speed as no factorisation does.
+    """
+    U_ii, failures = torch.zeros_like(H_ii), []
 
-def _inverse_upper(R_ii: Tensor) -> Tensor:
-    """Inverse of an upper triangular matrix: [[A, B], [0, C]]^-1 = [[A^-1, -A^-1 B C^-1], [0, C^-1]]."""
-    i = len(R_ii)
-    if i <= 256:
-        identity = torch.eye(i, dtype=R_ii.dtype, device=R_ii.device)
-        return torch.linalg.solve_triangular(R_ii, identity, upper=True)
-    half, U_ii = i // 2, torch.zeros_like(R_ii)
-    U_ii[:half, :half] = _inverse_upper(R_ii[:half, :half])
-    U_ii[half:, half:] = _inverse_upper(R_ii[half:, half:])
-    U_ii[:half, half:] = U_ii[:half, :half] @ R_ii[:half, half:] @ U_ii[half:, half:].neg()
-    return U_ii
+    def halve(start: int, end: int) -> None:
+        if end - start <= 192:
+            L, failed = torch.linalg.cholesky_ex(H_ii[start:end, start:end].flip(0, 1))
+            failures.append(failed)
+            identity = torch.eye(end - start, dtype=H_ii.dtype, device=H_ii.device)
+            U_ii[start:end, start:end] = torch.linalg.solve_triangular(L.flip(0, 1), identity, upper=True)
+            return
+        middle = (start + end) // 2
+        first, second = slice(start, middle), slice(middle, end)
+        halve(middle, end)
+        P = H_ii[first, second] @ U_ii[second, second].T
+        for left in range(start, middle, 512):  # H is symmetric: of P P^T only what lies above the diagonal counts
+            right = min(left + 512, middle)
+            H_ii[start:right, left:right].addmm_(P[: right - start], P[left - start : right - start].T, alpha=-1)
+        halve(start, middle)
+        U_ii[first, second] = U_ii[first, first] @ P.neg_() @ U_ii[second, second]
+
+    halve(0, len(H_ii))
+    return U_ii, torch.stack(failures).any()

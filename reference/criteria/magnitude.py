@@ -14,6 +14,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+CHUNK = 1 << 18  # weights
+
 
 def weight_scores(W: Tensor) -> Tensor:
     """|W| in fp32, same shape."""
@@ -27,6 +29,20 @@ def unit_scores(slices: Iterable[tuple[Tensor, int]], count: int, p: int = 2) ->
     """
     S_u = torch.zeros(count)
     for tensor, dim in slices:
-        by_unit = tensor.detach().float().movedim(dim, 0).reshape(count, -1)
-        S_u = S_u.to(by_unit.device) + by_unit.abs().pow(p).sum(1)
+        sums = _sums(tensor.detach(), dim, p)
+        S_u = S_u.to(sums.device) + sums.reshape(count, -1).sum(1)
     return S_u
+
+
+def _sums(tensor: Tensor, dim: int, p: int) -> Tensor:
+    """Sum of |w|^p over all dimensions but one, fp32 (length of `dim`,), by as many rows at a time as fit the cache."""
+    sums = torch.zeros(tensor.shape[dim], device=tensor.device)
+    rows = max(1, CHUNK * len(tensor) // max(1, tensor.numel()))
+    for start in range(0, len(tensor), rows):
+        X = tensor[start : start + rows].to(torch.float32, copy=True)
+        X = X.square_() if p == 2 else X.abs_().pow_(p)
+        if dim == 0:
+            sums[start : start + rows] = X.flatten(1).sum(1) if X.ndim > 1 else X
+        else:
+            sums += X.movedim(dim, -1).flatten(0, -2).sum(0)
+    return sums

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from reference.criteria.hessian import DAMPING, full_fp32, inverse_factor
 from reference.criteria.layer_inputs import by_group
-from reference.select import lowest_per_row
+from reference.select import lowest_n_m, lowest_per_row
 
 BLOCK, INNER = 128, 32
 
@@ -66,7 +66,7 @@ def prune_n_m(
         H_gii = H_gii[:, order_i][:, :, order_i]
 
     def choose(costs_om: Tensor) -> Tensor:
-        return lowest_per_row(costs_om, m - n)
+        return lowest_n_m(costs_om, n, m)
 
     W_goi, gone_goi = by_group(channels_last, len(H_gii)), by_group(gone, len(H_gii))
     removed_goi, W_goi = _solve_groups(W_goi, H_gii, gone_goi, m, choose, damping)
@@ -107,7 +107,8 @@ def _solve(
     """
     U_ii, dead_i = inverse_factor(H_ii, damping)
     d_i1 = U_ii.diagonal()[:, None].clone()
-    W_io = W_oi.float().T.contiguous().masked_fill_(dead_i[:, None], 0)
+    W_io = W_oi.float().T.contiguous()
+    W_io[dead_i] = 0
     removed_io, any_gone = torch.zeros_like(W_io, dtype=torch.bool), bool(gone_oi.any())
     block = period * max(1, BLOCK // period)
     inner = INNER if period == block else period * max(1, INNER // period)
@@ -127,4 +128,4 @@ def _solve(
             W_io[stop:end].addmm_(U_ii[near:stop, stop:end].T, E_bo[near - start : stop - start], alpha=-1)
         W_io[end:].addmm_(U_ii[start:end, end:].T, E_bo, alpha=-1)
     W_io[dead_i] = W_oi.T[dead_i].float()
-    return removed_io.T, W_io.masked_fill_(removed_io, 0).T
+    return removed_io.T, W_io.mul_(~removed_io).T

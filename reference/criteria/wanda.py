@@ -12,6 +12,8 @@ do not treat, are linear layers on patches; a grouped one has its own inputs in 
 Shapes: g groups (1 unless a grouped convolution), n rows, o outputs and i inputs of one group (`layer_inputs.py`).
 """
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from reference.criteria.layer_inputs import by_group
@@ -27,4 +29,9 @@ def weight_scores(W: Tensor, squares_gi: Tensor, n: int) -> Tensor:
     if n < 1:
         raise ValueError("Wanda needs inputs, and none were seen: was the layer reached during calibration?")
     rms_gi = (squares_gi / n).sqrt().to(W.device)
-    return (by_group(W.detach().float().abs(), len(rms_gi)) * rms_gi[:, None]).reshape(W.shape)
+    # On a CPU in memory from NumPy, which asks for huge pages: to touch torch's first takes longer than the arithmetic.
+    on_cpu = W.device.type == "cpu"
+    S = torch.from_numpy(np.empty(W.shape, np.float32)) if on_cpu else torch.empty(W.shape, device=W.device)
+    S.copy_(W.detach()).abs_()
+    by_group(S, len(rms_gi)).mul_(rms_gi[:, None])
+    return S

@@ -1,13 +1,22 @@
-"""The embedded text-to-image model: stock diffusers and transformers classes, small enough to ship and prune on a CPU.
+"""The embedded text-to-image models: stock diffusers and transformers classes, small enough to ship and prune on a CPU.
 
 An MMDiT (Stable Diffusion 3, arXiv 2403.03206) in pixel space: 32 x 32 pixels, patches of 4, so 64 image tokens and
 12 text tokens; 6 joint blocks of width 160 with 5 heads of 32; q and k are RMS-normalised per head as in SD 3.5.
+
+A UNet (Stable Diffusion, arXiv 2112.10752) in pixel space: 2 x 2 pixels folded into 12 channels, then stages of
+16 x 16, 8 x 8 and 4 x 4 positions; the two lower ones and the middle attend to the prompt with heads of 16 and have
+GEGLU feed-forwards. Norms have 16 groups, so that channels, which go in whole groups, can go in steps of a sixteenth.
 """
 
 import re
 from collections.abc import Iterable
 
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
@@ -40,12 +49,11 @@ def build_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_mmdit(prompts: Iterable[str]) -> EmbeddedPipeline:
-    """An untrained pipeline; `prompts` give the vocabulary. Weights come from torch's global generator: seed it."""
-    tokenizer = build_tokenizer(prompts)
-    text_encoder = CLIPTextModel(
+def build_text_encoder(vocabulary: int) -> CLIPTextModel:
+    """An untrained text encoder, 2 layers of width 128; trained with its denoiser."""
+    return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer),
+            vocab_size=vocabulary,
             hidden_size=TEXT_WIDTH,
             intermediate_size=2 * TEXT_WIDTH,
             num_hidden_layers=2,
@@ -56,6 +64,12 @@ def build_mmdit(prompts: Iterable[str]) -> EmbeddedPipeline:
             eos_token_id=3,  # CLIPTextModel pools at this token; the value 2 would switch it to a legacy rule
         )
     )
+
+
+def build_mmdit(prompts: Iterable[str]) -> EmbeddedPipeline:
+    """An untrained pipeline; `prompts` give the vocabulary. Weights come from torch's global generator: seed it."""
+    tokenizer = build_tokenizer(prompts)
+    text_encoder = build_text_encoder(len(tokenizer))
     transformer = SD3Transformer2DModel(
         sample_size=SIZE,
         patch_size=4,
@@ -70,4 +84,28 @@ def build_mmdit(prompts: Iterable[str]) -> EmbeddedPipeline:
         pos_embed_max_size=SIZE // 4,
         qk_norm="rms_norm",
     )
-    return EmbeddedPipeline(transformer, text_encoder, tokenizer, FlowMatchEulerDiscreteScheduler(shift=1.0))
+    return EmbeddedPipeline(text_encoder, tokenizer, FlowMatchEulerDiscreteScheduler(shift=1.0), transformer)
+
+
+def build_unet(prompts: Iterable[str]) -> EmbeddedPipeline:
+    """As `build_mmdit`: an untrained pipeline around a UNet that predicts v and is sampled by DDIM."""
+    tokenizer = build_tokenizer(prompts)
+    text_encoder = build_text_encoder(len(tokenizer))
+    unet = UNet2DConditionModel(
+        sample_size=SIZE // 2,
+        in_channels=12,
+        out_channels=12,
+        block_out_channels=(64, 112, 112),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(4, 7, 7),  # diffusers means the number of heads
+        cross_attention_dim=TEXT_WIDTH,
+        norm_num_groups=16,
+    )
+    scheduler = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",  # starts from noise alone; the predicted picture is clipped to [-1, 1]
+    )
+    return EmbeddedPipeline(text_encoder, tokenizer, scheduler, unet=unet)

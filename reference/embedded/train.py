@@ -1,9 +1,14 @@
-"""Train an embedded model from scratch: `python -m reference train openmoji-mmdit --steps 6000 --out FOLDER`.
+"""Train an embedded model from scratch: `python -m reference train openmoji-unet --steps 4000 --out FOLDER`.
 
-Rectified flow with logit-normal times (Esser et al. 2024, arXiv 2403.03206, section 3.1):
-    x_s = (1 - s) x + s e,   e ~ N(0, I),   s = sigmoid(n), n ~ N(0, 1)
-    loss = || v(x_s, s, prompt) - (e - x) ||^2
-One prompt in ten is dropped for classifier-free guidance; the exponential average of the weights is what is saved.
+    loss = || v_model(x_t, t, prompt) - v ||^2        (`objective.py` says what x_t, t and v are)
+
+Drawings are shifted by up to one pixel; they are not mirrored, because many have a direction that their name does not
+tell (back arrow, musical note, question mark). One prompt in ten is dropped for classifier-free guidance. The learning
+rate is constant and falls linearly to zero over the last fifth: until then `--steps` may still be changed, and the run
+is the one that the final number would have given.
+
+What is saved is an exponential average of the weights, of the last record (one every 250 steps) at which the held-out
+loss of that average was at most 1.1 times the lowest so far: later ones only remember their drawings better.
 """
 
 import json
@@ -13,115 +18,124 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.functional import mse_loss
+from torch.nn.functional import mse_loss, pad
 from tqdm import tqdm
 
-from reference.embedded.models import SIZE, build_mmdit
+from reference.embedded.models import SIZE, build_mmdit, build_unet
+from reference.embedded.objective import ask
 from reference.embedded.openmoji import catalogue, drawings
 from reference.embedded.pipeline import EmbeddedPipeline
 
-BATCH, LEARNING_RATE, WARM_UP, EMA, DROPPED_PROMPTS = 128, 8e-4, 200, 0.9995, 0.1
-EVERY = 250  # steps between check points, loss records and log lines
+BUILDERS = {"openmoji-mmdit": build_mmdit, "openmoji-unet": build_unet}
+BATCH, LEARNING_RATE, WARM_UP, COOL_DOWN, EMA, DROPPED_PROMPTS = 64, 6e-4, 200, 0.2, 0.999, 0.1
+SHIFT = 1  # pixels
+EVERY, TOLERANCE = 250, 1.1  # steps between records and check points; the rule above
 
 
-def flow_loss(pipeline: EmbeddedPipeline, x_bchw: Tensor, prompts: list[str], generator: torch.Generator) -> Tensor:
-    """The loss above, a scalar, for one batch of pictures in [-1, 1]."""
-    e = torch.randn(x_bchw.shape, generator=generator)
-    s = torch.randn(len(x_bchw), generator=generator).sigmoid()
-    s_b111 = s[:, None, None, None]
+def loss_of(pipeline: EmbeddedPipeline, pictures: Tensor, prompts: list[str], generator: torch.Generator) -> Tensor:
+    """The loss above, a scalar, for one batch of pictures (b, 3, 32, 32) in [-1, 1]."""
+    x, timestep, v = ask(pipeline.scheduler, pipeline.fold(pictures), generator)
     with torch.autocast("cpu", torch.bfloat16):
         hidden, pooled = pipeline.encode_prompt(prompts)
-        v = pipeline.transformer(
-            (1 - s_b111) * x_bchw + s_b111 * e,
-            encoder_hidden_states=hidden,
-            pooled_projections=pooled,
-            timestep=s * 1000,
-            return_dict=False,
-        )[0]
-    return mse_loss(v.float(), e - x_bchw)
+        predicted = pipeline.denoiser(**pipeline.inputs(x, timestep, hidden, pooled))[0]
+    return mse_loss(predicted.float(), v)
 
 
 def held_out_loss(pipeline: EmbeddedPipeline, x: Tensor, prompts: list[str]) -> float:
     """The same loss on the drawings never trained on, with the same 4 draws of noise and time at every call."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        return sum(flow_loss(pipeline, x, prompts, generator).item() for _ in range(4)) / 4
+        return sum(loss_of(pipeline, x, prompts, generator).item() for _ in range(4)) / 4
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    warm = min(1.0, (step + 1) / WARM_UP)
-    return LEARNING_RATE * warm * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item())
+    """Linear warm-up, constant, linear to zero over the last fifth."""
+    return LEARNING_RATE * min(1.0, (step + 1) / WARM_UP, (steps - step) / (COOL_DOWN * steps))
 
 
-def train(out: Path, steps: int, seed: int = 0) -> EmbeddedPipeline:
-    """Train for `steps` batches of 128, resuming from `out`/checkpoint.pt if it exists; save the pipeline in bf16."""
+def shifted(x_bchw: Tensor, generator: torch.Generator) -> Tensor:
+    """Each picture moved by up to SHIFT pixels along both axes; what comes in is white."""
+    size = x_bchw.shape[-1]
+    canvas = pad(x_bchw, [SHIFT] * 4, value=1.0)
+    corners = torch.randint(2 * SHIFT + 1, (len(x_bchw), 2), generator=generator).tolist()
+    return torch.stack([c[:, i : i + size, j : j + size] for c, (i, j) in zip(canvas, corners, strict=True)])
+
+
+def train(name: str, out: Path, steps: int, seed: int = 0) -> EmbeddedPipeline:
+    """Train for `steps` batches, resuming from `out`/checkpoint.pt if it exists; save the pipeline in bf16."""
     torch.manual_seed(seed)
     names, x = drawings(SIZE)
     held_out_names, held_out_x = drawings(SIZE, held_out=True)
-    pipeline = build_mmdit(name for _, name in catalogue())
-    modules: list[Module] = [pipeline.transformer, pipeline.text_encoder]
+    pipeline = BUILDERS[name](prompt for _, prompt in catalogue())
+    modules: list[Module] = [pipeline.denoiser, pipeline.text_encoder]
     weights = [p for m in modules for p in m.parameters()]
-    ema = [p.detach().clone() for p in weights]
     optimizer = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     generator = torch.Generator().manual_seed(seed)
-    record: dict = {"seed": seed, "steps": steps, "batch": BATCH, "drawings": len(names), "curve": []}
-    step, seconds = 0, 0.0
-
+    state: dict = {
+        "step": 0,
+        "seconds": 0.0,
+        "curve": [],
+        "weights": [p.detach() for p in weights],
+        "ema": [p.detach().clone() for p in weights],
+        "kept": [p.detach().clone() for p in weights],
+        "kept_step": 0,
+    }
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        for p, saved in zip(weights, state["weights"], strict=True):
-            p.data.copy_(saved)
-        ema, step, seconds = state["ema"], state["step"], state["seconds"]
-        record["curve"] = state["curve"]
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
+        _put(weights, state["weights"])
+        state["weights"] = [p.detach() for p in weights]
+        optimizer.load_state_dict(state.pop("optimizer"))
+        generator.set_state(state.pop("generator"))
 
     losses: list[float] = []
-    started = time.monotonic() - seconds
-    bar = tqdm(total=steps, initial=step, desc="train", unit="step")
-    while step < steps:
+    started = time.monotonic() - state["seconds"]
+    bar = tqdm(total=steps, initial=state["step"], desc="train", unit="step")
+    for step in range(state["step"], steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps)
         rows = torch.randint(len(x), (BATCH,), generator=generator)
         dropped = torch.rand(BATCH, generator=generator) < DROPPED_PROMPTS
         prompts = ["" if drop else names[row] for row, drop in zip(rows.tolist(), dropped.tolist(), strict=True)]
-        loss = flow_loss(pipeline, x[rows], prompts, generator)
+        loss = loss_of(pipeline, shifted(x[rows], generator), prompts, generator)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         decay = min(EMA, (step + 1) / (step + 10))
-        torch._foreach_lerp_(ema, [p.detach() for p in weights], 1 - decay)
+        torch._foreach_lerp_(state["ema"], state["weights"], 1 - decay)
         losses.append(loss.item())
-        step += 1
         bar.update()
-        if step % EVERY == 0 or step == steps:
+        if (step + 1) % EVERY == 0 or step + 1 == steps:
+            trained = [p.clone() for p in state["weights"]]
+            _put(weights, state["ema"])
             held_out = held_out_loss(pipeline, held_out_x, held_out_names)
-            record["curve"].append({"step": step, "train": sum(losses) / len(losses), "held_out": held_out})
+            _put(weights, trained)
+            record = {"step": step + 1, "train": sum(losses) / len(losses), "held_out": held_out}
             losses.clear()
-            bar.set_postfix(loss=f"{record['curve'][-1]['train']:.4f}", held_out=f"{held_out:.4f}")
-            state = {
-                "weights": [p.detach() for p in weights],
-                "ema": ema,
-                "step": step,
-                "seconds": time.monotonic() - started,
-                "curve": record["curve"],
-                "optimizer": optimizer.state_dict(),
-                "generator": generator.get_state(),
-            }
-            torch.save(state, checkpoint.with_suffix(".tmp"))
+            state["curve"].append(record)
+            if held_out <= TOLERANCE * min(r["held_out"] for r in state["curve"]):
+                state["kept"], state["kept_step"] = [p.clone() for p in state["ema"]], step + 1
+            bar.set_postfix(loss=f"{record['train']:.4f}", held_out=f"{held_out:.4f}", kept=state["kept_step"])
+            state |= {"step": step + 1, "seconds": time.monotonic() - started}
+            torch.save(
+                state | {"optimizer": optimizer.state_dict(), "generator": generator.get_state()},
+                checkpoint.with_suffix(".tmp"),
+            )
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     bar.close()
 
-    for p, averaged in zip(weights, ema, strict=True):
-        p.data.copy_(averaged)
-    record["ema_held_out"] = held_out_loss(pipeline, held_out_x, held_out_names)
-    record["seconds"] = round(time.monotonic() - started)
+    _put(weights, state["kept"])
+    record = {"seed": seed, "steps": steps, "batch": BATCH, "drawings": len(names)}
+    record |= {"seconds": round(state["seconds"])} | {key: state[key] for key in ("kept_step", "curve")}
     for module in modules:
         module.to(torch.bfloat16)
     pipeline.save_pretrained(out / "pipeline")
     (out / "pipeline" / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     return pipeline
+
+
+def _put(weights: list[Tensor], values: list[Tensor]) -> None:
+    for p, value in zip(weights, values, strict=True):
+        p.data.copy_(value)

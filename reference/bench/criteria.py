@@ -1,0 +1,146 @@
+"""The engine suite: which criterion leaves the prediction closest to the dense model's, at one rate a granularity.
+
+    err_p = sqrt( sum_t a_t ||v_pruned - v_dense||^2 / sum_t a_t ||v_dense||^2 )
+
+of each held-out picture p at the inputs that the dense model had on its own way, with a_t = 1, and once more with the
+step weights of OBS-Diff. A run is one granularity, criterion and scope over all seeds; with `--resume` those that have
+a result of the same protocol are left out.
+"""
+
+import copy
+import hashlib
+import random
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import reference
+from reference.bench import measure, metrics, results
+from reference.calibration import Call, calls
+from reference.criteria.obs_diff import timestep_weights
+from reference.denoising_loss import prediction_of
+from reference.embedded import EMBEDDED, load_embedded
+from reference.embedded.openmoji import catalogue, is_held_out
+from reference.embedded.pipeline import EmbeddedPipeline
+from reference.request import WITHOUT_DATA
+
+
+class Cell(NamedTuple):
+    """One run: a taxonomy entry and the keywords of `reference.plan`."""
+
+    entry: str
+    keywords: dict
+
+
+class Seed(NamedTuple):
+    """What one seed calibrates on, and the dense answers that it is held to."""
+
+    number: int
+    calibration: reference.Calibration
+    held_out: list[tuple[Call, Tensor]]
+
+
+def list_cells(protocol: dict, entries: list[str] | None) -> list[Cell]:
+    """All cells in the order of the protocol."""
+    known = [entry["entry"] for entry in protocol["entries"]]
+    for name in entries or []:
+        if name not in known:
+            raise ValueError(f"no entry {name!r}; there are {', '.join(known)}")
+    return [
+        Cell(entry["entry"], entry["keywords"] | {"criterion": criterion, "scope": scope})
+        for entry in protocol["entries"]
+        if not entries or entry["entry"] in entries
+        for criterion, scope in entry["criteria"]
+    ]
+
+
+def run_criteria(file: Path, cells: list[Cell], folder: Path, resume: bool = False) -> list[dict]:
+    """Run the cells, a result file each; hand back theirs and, if resumed, those before."""
+    protocol, sha256 = yaml.safe_load(file.read_text()), hashlib.sha256(file.read_bytes()).hexdigest()
+    runs = [run for run in results.read(folder) if run["protocol"]["sha256"] == sha256] if resume else []
+    runs = [run for run in runs if run["status"] != "failed"]
+    done = {_key(run["config"]) for run in runs}
+    dense = load_embedded(protocol["model"], getattr(torch, protocol["dtype"]))
+    seeds = [open_seed(protocol, dense, number) for number in protocol["noise_seeds"]]
+    baseline = next((run["run_id"] for run in runs if run["subject"]["is_baseline"]), None)
+    for cell in tqdm([Cell("dense", {}), *cells], desc="criteria", unit="run"):
+        if _key(cell.keywords) in done:
+            continue
+        run = results.frame(protocol, sha256, EMBEDDED[protocol["model"]], cell.entry, cell.keywords, baseline)
+        run["config"] |= {key: protocol[key] for key in ("calibration", "held_out")}
+        start = time.monotonic()
+        try:
+            _measure(run, cell, dense, seeds, protocol)
+        except (ValueError, RuntimeError) as error:
+            run |= {"status": "failed", "error": str(error), "achieved": None, "quality": []}
+        run["code"]["wall_seconds"] = round(time.monotonic() - start, 2)
+        results.write(run, folder)
+        runs.append(run)
+        baseline = baseline or run["run_id"]
+    return runs
+
+
+def open_seed(protocol: dict, dense: EmbeddedPipeline, number: int) -> Seed:
+    """Shuffle the names that the model was trained on; the first calibrate, the next are held out."""
+    names = sorted({name for stem, name in catalogue() if not is_held_out(stem)})
+    random.Random(number).shuffle(names)
+    first, then = protocol["calibration"]["prompts"], protocol["held_out"]
+    shared = {
+        "steps": protocol["sampler"]["steps"],
+        "keywords": {"guidance_scale": protocol["sampler"]["guidance"]},
+    }
+    batch, seed = protocol["calibration"]["batch_size"], 1000 * number
+    seen = reference.Calibration(dense, names[:first], seed=seed, batch_size=batch, **shared)
+    unseen = reference.Calibration(dense, names[first : first + then], seed=seed + 500, batch_size=then, **shared)
+    with torch.no_grad():
+        return Seed(number, seen, [(call, prediction_of(call)) for call in calls(dense.denoiser, unseen)])
+
+
+def _measure(run: dict, cell: Cell, dense: EmbeddedPipeline, seeds: list[Seed], protocol: dict) -> None:
+    """Prune once a seed and fill in what is left and how far the predictions are."""
+    errors: dict[str, list[np.ndarray]] = {"prediction_error": [], "weighted_prediction_error": []}
+    seconds = []
+    for seed in seeds if cell.keywords else []:
+        looks_at_data = cell.keywords["criterion"] not in WITHOUT_DATA
+        began = time.monotonic()
+        data = seed.calibration if looks_at_data else None
+        plan = reference.plan(dense.denoiser, **cell.keywords, seed=seed.number, calibration=data)
+        seconds.append(time.monotonic() - began)
+        pruned = copy.deepcopy(dense.denoiser)
+        report = reference.apply(pruned, plan)
+        for weighted, found in enumerate(errors.values()):
+            found.append(prediction_errors(pruned, seed.held_out, bool(weighted)))
+    model = pruned if cell.keywords else dense.denoiser
+    run["achieved"] = {
+        **measure.count(model, measure.guided_inputs(dense, 1)),
+        **measure.bytes_on_disk(model, getattr(torch, protocol["storage_dtype"])),
+        "unit_rate": report.unit_rate if cell.keywords else 0.0,
+        "prune_seconds": float(np.median(seconds)) if seconds else 0.0,
+        "recovery_seconds": 0.0,
+    }
+    for metric, of_seeds in errors.items() if cell.keywords else []:
+        found = metrics.interval(np.concatenate(of_seeds))
+        run["quality"].append({"metric": metric, **found, "per_seed": [float(e.mean()) for e in of_seeds]})
+
+
+def prediction_errors(model: nn.Module, held_out: list[tuple[Call, Tensor]], weighted: bool) -> np.ndarray:
+    """err_p of every held-out picture, both halves of guidance together."""
+    wrong, total = 0.0, 0.0
+    with torch.no_grad():
+        for call, v_dense in held_out:
+            a = float(timestep_weights(call.steps)[call.step_b]) if weighted else 1.0
+            v = prediction_of(call._replace(denoiser=model))
+            wrong = wrong + a * (v - v_dense).square().flatten(1).sum(1)
+            total = total + a * v_dense.square().flatten(1).sum(1)
+    wrong, total = (x.unflatten(0, (2, -1)).sum(0) for x in (wrong, total))
+    return (wrong / total).sqrt().numpy()
+
+
+def _key(config: dict) -> str:
+    return " ".join(str(config.get(name)) for name in ("granularity", "amount", "criterion", "scope"))
