@@ -29,7 +29,7 @@ RULES = {
 }
 # What no rule can see from a module alone, because something around it depends on the units.
 REFUSED = {
-    ("PriorTransformer", "head"): "the mask is repeated by the head count of the config, on which the token width depends",
+    ("PriorTransformer", "head"): "the mask is repeated by the config's head count, on which the token width depends",
     ("RFD4ProteinaTransformer", "rank"): "every norm reads another vector, made anew for each token",
     ("Flux3Transformer2DModel", "rank"): "one layer a modality serves all its blocks, with a vector for each token",
     ("ChromaTransformer2DModel", "rank"): "an approximator makes all modulation vectors; no block has a Linear for it",

@@ -46,7 +46,7 @@ FIXED = {
     "RFD4Proteina": "its processor reshapes the output to the width of the tokens, so the number of heads is fixed",
 }
 # Rotary tables over all heads, each at its own frequencies; the cross-attentions to text are given none.
-ROTARY_ACROSS_HEADS = ("LTX", "SanaWMLTX2")
+ROTARY_ACROSS_HEADS = ("LTXVideo", "LTX2AudioVideo", "LTX2Perturbed", "SanaWMLTX2")
 WITHOUT_ROTARY = ("attn2", "audio_attn2")
 
 
