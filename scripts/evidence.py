@@ -14,6 +14,7 @@ from reference.bench.device import ROOT
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
 COVERAGE = ROOT / "reference" / "anatomy" / "coverage.json"
+PEER_CHECKS = ROOT / "results" / "peer-checks" / "criteria.json"
 PICTURES = Path("site") / "pictures"
 CREDIT = (
     "Drawings: [OpenMoji](https://openmoji.org), CC BY-SA 4.0; the pictures are drawn by a model trained on them and "
@@ -134,17 +135,41 @@ def criteria_page() -> str:
             "---\nhide: [toc]\n---",
             "# Criteria compared",
             "<!-- Generated from results/ by `python -m scripts.render`; edits here are overwritten. -->",
-            f"{machine(first)} Protocol `{first['protocol']['id']}`, model `{first['subject']['model']}`. Repeat it with "
-            "`python -m reference.bench --suite engine`. The error is that of the prediction, relative to the dense "
-            f"model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration did not "
-            f"see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense model; at 1 "
-            "the error is as large as what is to be predicted. Intervals are 95 % bootstraps over pictures.",
+            f"{machine(first)} Protocol `{first['protocol']['id']}`, model `{first['subject']['model']}`. Repeat it "
+            "with `python -m reference.bench --suite engine`. The error is that of the prediction, relative to the "
+            f"dense model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration "
+            f"did not see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense "
+            "model; at 1 the error is as large as what is to be predicted. Intervals: 95 % bootstraps over pictures.",
             "\n".join("| " + " | ".join(row) + " |" for row in rows),
             "## Do the orders that papers report hold here?",
             "\n".join(f"- {sentence}" for sentence in orders(runs)),
+            peer_checks(),
             "",
         ]
     )
+
+
+def peer_checks() -> str:
+    """Section with what came out when the authors' programs ran beside ours on the same numbers."""
+    rows = ["| Program | Commit | Compared | Result |", "|---|---|---|---|"]
+    for check in json.loads(PEER_CHECKS.read_text()):
+        found = "; ".join(f"{name.replace('_', ' ')}: {_short(v)}" for name, v in check.items() if name not in KNOWN)
+        rows.append(f"| {check['peer']} | `{check['commit']}` | {check['what']} | {found} |")
+    return (
+        "## Against the authors' programs\n\nRun beside ours on the same weights and inputs; their code is not part of "
+        "this repository. Numbers: `results/peer-checks/criteria.json`.\n\n" + "\n".join(rows)
+    )
+
+
+KNOWN = ("peer", "commit", "what")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(_short(v) for v in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {_short(v)}" for name, v in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # Criteria that should do no worse than the next one, and by which error.
