@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from reference import bit_select
 from reference.anatomy import unit_groups
-from reference.anatomy.groups import Group, compressed, cut_units, rms_factor, staying
+from reference.anatomy.groups import Group, compressed, cut_units, norm_factors, staying
 from reference.bit_select import Cut, Keys
 from reference.checkpoint import WEIGHTS, manifest_of, write_manifest
 from reference.criteria.magnitude import unit_scores, weight_scores
@@ -193,8 +193,7 @@ class Passes:
         factors = {}
         for group, gone in units.items():
             if len(gone):
-                factor = rms_factor(group.count, group.count - len(gone))
-                factors |= {f"{norm}.weight": factor for norm, _ in group.rms_norms}
+                factors |= norm_factors(group, group.count - len(gone))
         with recorded(self.root, self.plan, "cut"):
             cut_units(self.root, units)
         self.shapes |= {name: tuple(p.shape) for name, p in self.root.named_parameters()}

@@ -5,7 +5,7 @@ granularity, over its variants in `tests/zoo`:
     exact        cut equals mask, at three rates and after three rounds in a row, to 1e-5
     approximate  the units can be cut, but norms see what is gone; the reason names them
     refused      the units exist and cannot be cut; why
-    none         no rule finds such units: it has none, or of a layout that nobody has described yet
+    none         it has no such units, and what it has instead
 
 For `rank`, the inputs of all layers of a group are watched too: they must be the same vectors.
 """
@@ -31,7 +31,15 @@ from tests.zoo import ZOO, make, output, seeded
 FILE = Path(anatomy.__file__).parent / "coverage.json"
 LAW = 1e-5
 RATES = (0.25, 0.5, 0.75)
-NONE = {"rank": "no layer turns a conditioning vector into the modulation of a block"}
+NONE = {
+    "head": "it has no attention",
+    "neuron": "its blocks are convolutions and attention, without feed-forwards",
+    "channel": "it has no residual blocks of convolutions",
+    "rank": "no layer turns a conditioning vector into the modulation of a block",
+}
+# Where convolutional blocks have other units than channels.
+DEPTHWISE = "its convolutions are depthwise, at the residual width; the hidden width beside them is granularity neuron"
+FEED_FORWARD = "its convolutional blocks are feed-forwards, whose hidden width is granularity neuron"
 
 
 def verdict(name: str, granularity: str) -> dict[str, str]:
@@ -44,8 +52,7 @@ def verdict(name: str, granularity: str) -> dict[str, str]:
     groups = [g for g in found if not g.refused and g.count > 1]
     if not groups:
         refused = next((g.refused for g in found if g.refused), "")
-        none = NONE.get(granularity, f"no rule finds {granularity}s in it")
-        return {"status": "refused" if refused else "none", "reason": refused or none}
+        return {"status": "refused" if refused else "none", "reason": refused or none_of(model, granularity)}
     if granularity == "rank":
         check_shared_inputs(name)
     measure = deviation_of_rank if granularity == "rank" else deviation
@@ -56,6 +63,15 @@ def verdict(name: str, granularity: str) -> dict[str, str]:
     if approximate:
         return {"status": "approximate", "reason": approximate}
     raise AssertionError(f"{name} {granularity}: cut and mask differ by {max(deviations):.1e}; add a rule or a refusal")
+
+
+def none_of(model: nn.Module, granularity: str) -> str:
+    """Why a model has no units of a granularity."""
+    found = anatomy.all_groups(model, "neuron") if granularity == "channel" else []
+    if any(group.response_norms for group in found):
+        return DEPTHWISE
+    convolutional = any(model.get_parameter(s.parameter).ndim == 4 for group in found for s in group.slices)
+    return FEED_FORWARD if convolutional else NONE[granularity]
 
 
 @torch.no_grad()
