@@ -135,7 +135,8 @@ def criteria_page() -> str:
             "---\nhide: [toc]\n---",
             "# Criteria compared",
             "<!-- Generated from results/ by `python -m scripts.render`; edits here are overwritten. -->",
-            f"{machine(first)} Protocol `{first['protocol']['id']}`, model `{first['subject']['model']}`. Repeat it "
+            f"{where(first)}, {first['config']['sampler']['steps']} steps, guidance "
+            f"{first['config']['sampler']['guidance']:g}, protocol `{first['protocol']['id']}`. Repeat it "
             "with `python -m reference.bench --suite engine`. The error is that of the prediction, relative to the "
             f"dense model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration "
             f"did not see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense "
@@ -215,27 +216,39 @@ def coverage_page() -> str:
         "*Exact* means that cutting equals masking to 1e-5, at three rates and after three rounds in a row: "
         + ", ".join(f"{g} in {n} classes" for g, n in counts.items())
         + ". Single weights and N:M patterns need no rule and work on all of them. The engine obeys this table: what "
-        "is refused here raises `NotPrunable` with the same reason. A dash: no rule finds such units, because there "
-        "are none or because their layout has no rule yet.\n",
+        "is refused here raises `NotPrunable` with the same reason. In brackets: parameters of the tiny model, and "
+        "with half of the units cut. A dash: the class has no such units; coverage.json says what it has instead.\n",
         "| class | " + " | ".join(granularities) + " |",
         "|---|" + "---|" * len(granularities),
     ]
     for name, row in table.items():
         shown = {"exact": "exact", "none": "-"}
-        cells = [shown.get(v["status"], f"{v['status']}: {v['reason']}") for v in row.values()]
+        cells = [shown.get(v["status"], f"{v['status']}: {v['reason']}") + _halved(v) for v in row.values()]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
+def _halved(verdict: dict) -> str:
+    return " ({:,} -> {:,})".format(*verdict["parameters"]) if "parameters" in verdict else ""
+
+
 def machine(run: dict) -> str:
     """One sentence on what was measured where."""
-    e, c = run["environment"], run["config"]
-    threads = run["speed"][0]["threads"] if run["speed"] else 1
+    c = run["config"]
     return (
-        f"`{run['subject']['model']}` on {e['cpu']} ({e['cores']} cores, {e['memory_gib']:.0f} GiB, timed on {threads} "
-        f"thread{'s' if threads > 1 else ''}), {c['dtype']}, {c['sampler']['steps']} steps, guidance "
-        f"{c['sampler']['guidance']:g}, {len(c['prompts'])} prompts x {len(c['noise_seeds'])} noise seeds, "
-        f"{run['created'][:10]}."
+        f"{where(run)}, {c['sampler']['steps']} steps, guidance {c['sampler']['guidance']:g}, "
+        f"{len(c['prompts'])} prompts x {len(c['noise_seeds'])} noise seeds, {run['created'][:10]}."
+    )
+
+
+def where(run: dict) -> str:
+    """Model, machine and arithmetic of a run."""
+    e = run["environment"]
+    threads = run["speed"][0]["threads"] if run["speed"] else 0
+    timed = f", timed on {threads} thread{'s' if threads > 1 else ''}" if threads else ""
+    return (
+        f"`{run['subject']['model']}` on {e['cpu']} ({e['cores']} cores, {e['memory_gib']:.0f} GiB{timed}), "
+        f"{run['config']['dtype']}"
     )
 
 
