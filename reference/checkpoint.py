@@ -40,14 +40,19 @@ def save_pruned(model: ModelMixin | DiffusionPipeline, folder: str | os.PathLike
     Nothing at `folder` is touched until everything is written beside it.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not list(folder.glob(f"**/{MANIFEST}")):
-        raise ValueError(f"{folder} holds other files; name a new folder, or one that save_pruned wrote")
+    check_output(folder)
     with _moved_into_place(folder) as scratch:
         if isinstance(model, DiffusionPipeline):
             with _pruned_saved_here(model):
                 model.save_pretrained(scratch, safe_serialization=True)
         else:
             _save_model(model, scratch)
+
+
+def check_output(folder: Path) -> None:
+    """Raises ValueError for a folder that `save_pruned` would refuse to write to."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not list(folder.glob(f"**/{MANIFEST}")):
+        raise ValueError(f"{folder} holds other files; name a new folder, or one that save_pruned wrote")
 
 
 def load_pruned(
