@@ -81,7 +81,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_bits(pruned, data, tmp_path, capsys):
-    run = [pruned, "--data", data, "--steps", 24, "--batch", 4, "--checkpoint-every", 4, "--seed", 3]
+    run = [pruned, "--data", data, "--steps", 20, "--batch", 4, "--checkpoint-every", 4, "--seed", 3]
     run += ["--learning-rate", 1e-4]
     assert recover(*run, "--out", tmp_path / "whole") == 0
 
@@ -97,7 +97,7 @@ def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_bits(pruned, dat
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     done = len(torch.load(file, weights_only=True)["losses"])
-    assert 4 <= done < 24
+    assert 4 <= done < 20
     assert not (tmp_path / "killed").exists()
 
     assert recover(*killed) == 2  # neither starts over nor goes on unasked
@@ -111,7 +111,7 @@ def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_bits(pruned, dat
     assert [file.read_bytes() for file in whole] == [file.read_bytes() for file in again]
     losses = [json.loads((tmp_path / n / "recovery.json").read_text())["losses"] for n in ("whole", "killed")]
     assert losses[0] == losses[1]
-    assert len(losses[0]) == 24
+    assert len(losses[0]) == 20
     assert not file.exists()
     before = (tmp_path / "killed" / "recovery.json").stat().st_mtime_ns
     assert recover(*killed, "--resume") == 0  # what is finished is not done again
@@ -120,10 +120,10 @@ def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_bits(pruned, dat
 
 @pytest.mark.parametrize("loss", ["output", "feature"])
 def test_distillation_from_the_command_line_lowers_the_loss_and_revives_nothing(pruned, data, tmp_path, loss):
-    run = [pruned, "--data", data, "--steps", 20, "--batch", 8, "--learning-rate", 3e-4, "--out", tmp_path / "out"]
+    run = [pruned, "--data", data, "--steps", 12, "--batch", 8, "--learning-rate", 3e-4, "--out", tmp_path / "out"]
     assert recover(*run, "--loss", loss, "--dense", "openmoji-mmdit") == 0
     record = json.loads((tmp_path / "out" / "recovery.json").read_text())
-    assert record["loss_last"] < 0.75 * record["loss_first"]
+    assert record["loss_last"] < 0.85 * record["loss_first"]
     before, after = weights(pruned), weights(tmp_path / "out")
     zeros = {name: w == 0 for name, w in before.items() if w.ndim > 1 and (w == 0).float().mean() > 0.3}
     assert len(zeros) > 30
