@@ -25,11 +25,11 @@ perf: $(READY)  ## time the hot paths beside copies and peers (under 10 minutes;
 
 test: $(READY)  ## lint, check the catalogue, run the tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-all: $(READY)  ## everything, every denoiser class included (under an hour)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m ''
 
 check: $(READY)  ## check the catalogue and that README is rendered from it
 	@$(BIN)/python -m scripts.validate

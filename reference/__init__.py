@@ -8,11 +8,13 @@
 from importlib import import_module
 
 _HOME = {
-    "engine": ("Units", "apply", "plan", "prune", "prune_heads", "units"),
+    "engine": ("apply", "plan", "prune", "prune_heads"),
     "calibration": ("Calibration",),
+    "models": ("Units", "units"),
     "plans": ("Plan",),
     "report": ("Report",),
     "checkpoint": ("load_pruned", "save_pruned"),
+    "adapters": ("slice_lora",),
     "pruning": ("apply_magnitude_pruning", "create_pruned_pipeline"),
     "semi_structured": ("permute_neurons",),
     "errors": ("NeedsCalibration", "NotPrunable"),

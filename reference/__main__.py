@@ -35,6 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
     prune.add_argument("--steps", type=int, default=20, help="denoising steps of a calibration run")
     prune.add_argument("--seed", type=int, default=0, help="of calibration and of the random criterion")
     prune.add_argument("--out", type=Path, required=True, help="folder to write")
+    prune.add_argument(
+        "--storage", choices=["dense", "sparse"], default="dense", help="sparse: zeros take no room, loads only here"
+    )
+    prune.add_argument(
+        "--out-of-core",
+        action="store_true",
+        help="stream a local folder tensor by tensor instead of loading it, in the dtype of its files; goes on where a "
+        "killed run stopped; chosen by itself where the denoisers' weights are larger than the free memory",
+    )
 
     compare = commands.add_parser("compare", help="how far a pruned pipeline draws from the dense one")
     compare.add_argument("dense", help="openmoji-mmdit, a diffusers folder, or a hub id")
@@ -90,6 +99,16 @@ def run_prune(options: argparse.Namespace) -> None:
         raise ValueError(f"criterion {options.criterion!r} looks at data: give --prompts FILE, one prompt a line")
     prompts = options.prompts.read_text().splitlines() if looks_at_data else []
 
+    from reference.out_of_core import exceeds_memory, prune_out_of_core
+
+    if options.out_of_core or (not looks_at_data and exceeds_memory(options.source)):
+        if options.storage != "dense":
+            raise ValueError("out of core writes dense files; leave --storage out")
+        facts = prune_out_of_core(options.source, options.out, Request(options.granularity, amount, **keywords))
+        print("out of core: removed {removed:,} of {units:,} units in {layers} layers; {seconds:.0f} s".format(**facts))
+        print(f"saved to {options.out}; load it with reference.load_pruned({str(options.out)!r})")
+        return
+
     from reference.calibration import Calibration
     from reference.checkpoint import save_pruned
     from reference.engine import prune
@@ -100,7 +119,7 @@ def run_prune(options: argparse.Namespace) -> None:
         named = [prompt.strip() for prompt in prompts if prompt.strip()]
         keywords["calibration"] = Calibration(pipeline, named, options.steps, options.seed)
     print(prune(pipeline, options.granularity, amount, **keywords))
-    save_pruned(pipeline, options.out)
+    save_pruned(pipeline, options.out, options.storage)
     print(f"saved to {options.out}; load it with reference.load_pruned({str(options.out)!r})")
 
 

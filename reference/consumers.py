@@ -32,7 +32,10 @@ def consumers(root: nn.Module, group: Group) -> list[Consumer]:
         name = s.parameter.removesuffix(".weight")
         layer = root.get_submodule(name) if s.parameter.endswith(".weight") else None
         if not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
-            raise NotPrunable(f"{s.parameter} belongs to no Linear or convolution, so its inputs cannot be watched")
+            raise NotPrunable(
+                f"{s.parameter} belongs to no Linear or convolution, so its inputs cannot be watched; "
+                f"leave these units out with skip={group.name!r}, or use a criterion that looks at weights"
+            )
         kernel = layer.weight[0, 0].numel()
         found.append(Consumer(name, layer, s.start * kernel, s.width * kernel, kernel))
     return found

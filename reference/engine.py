@@ -3,52 +3,31 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from reference.anatomy import denoisers, unit_groups
-from reference.anatomy.groups import cut_units, group_parameters, mask_units
+from reference.anatomy import unit_groups
+from reference.anatomy.groups import cut_units, mask_units
 from reference.anatomy.modulation import Basis, cut_directions, mask_directions
-from reference.anatomy.skipping import block_parameters, cut_blocks, mask_blocks
+from reference.anatomy.skipping import cut_blocks, mask_blocks
 from reference.calibration import Calibration, Source, as_source
 from reference.compensation import COMPENSATING, remove_and_compensate
 from reference.depth import remove_blocks
 from reference.errors import NeedsCalibration, NotPrunable
 from reference.heads import plan_heads
+from reference.history import recorded
 from reference.iterative import rates_by_round, stay_removed
 from reference.low_rank import remove_directions
+from reference.models import as_root, denoisers_of
 from reference.plans import Plan, digest
-from reference.quantised import REMEDY, dequantise, packed_weight
+from reference.quantised import dequantise
 from reference.report import Report, make_report
 from reference.request import STRUCTURED, WITHOUT_DATA, Request, parse_n_m
 from reference.semi_structured import remove_n_m
 from reference.structured import remove_units
-from reference.targets import weight_targets
 from reference.unstructured import remove_weights, zero_weights
-
-DENOISERS = ("transformer", "transformer_2", "unet", "prior", "decoder")  # names of pipeline components
-
-
-class Units(NamedTuple):
-    """One group of units: `count` of them, which hold `parameters` weights together."""
-
-    name: str
-    component: str
-    count: int
-    parameters: int
-
-
-def units(model: nn.Module | DiffusionPipeline, granularity: str) -> list[Units]:
-    """The groups of a granularity in module order; for `weight` and `N:M` the layers that are pruned by default."""
-    root = as_root(model)
-    if granularity in STRUCTURED:
-        groups, _ = unit_groups(root, granularity)
-        parameters = block_parameters if granularity == "block" else group_parameters
-        return [Units(g.name, g.component, g.count, parameters(root, g)) for g in groups]
-    layers, _ = weight_targets(root, Request(granularity, None if parse_n_m(granularity) else 0.0))
-    return [Units(la.name, la.component, la.module.weight.numel(), la.module.weight.numel()) for la in layers]
 
 
 def plan(
@@ -170,12 +149,8 @@ def apply(model: nn.Module | DiffusionPipeline, plan: Plan, mode: str = "cut") -
     if plan.granularity != "rank":  # whose weights are bases, not replacements
         for name, weight in plan.weights.items():
             root.get_parameter(name).data.copy_(weight)
-    _carry_out(root, plan, mode)
-    for denoiser in denoisers(root).values():
-        denoiser._pruning_history = [
-            *getattr(denoiser, "_pruning_history", []),
-            {"granularity": plan.granularity, "mode": mode, "request": plan.request, "digest": plan.digest},
-        ]
+    with recorded(root, plan, mode):
+        _carry_out(root, plan, mode)
     return make_report(root, plan, mode, before)
 
 
@@ -241,42 +216,3 @@ def prune(
 def prune_heads(model: nn.Module | DiffusionPipeline, heads: Mapping[int | str, Sequence[int]]) -> Report:
     """Cut named heads: {position in units(model, "head") or its name: [head numbers]}."""
     return apply(model, plan_heads(model, heads))
-
-
-def as_root(model: nn.Module | DiffusionPipeline) -> nn.Module:
-    """The model itself, or a pipeline's denoisers under their component names, once nothing stands in the way.
-
-    Raises NotPrunable, with the remedy, for models whose weights cannot be read or changed in place.
-    """
-    found = denoisers_of(model)
-    for module in found.values():
-        _check(module)
-    return nn.ModuleDict(found) if isinstance(model, DiffusionPipeline) else model
-
-
-def denoisers_of(model: nn.Module | DiffusionPipeline) -> dict[str, nn.Module]:
-    """A pipeline's denoisers by component name; a model itself under the name "". NotPrunable if there are none."""
-    if not isinstance(model, DiffusionPipeline):
-        return {"": model}
-    found = {name: model.components.get(name) for name in DENOISERS}
-    found = {name: module for name, module in found.items() if isinstance(module, ModelMixin)}
-    if not found:
-        raise NotPrunable(f"{type(model).__name__} has no denoiser among {', '.join(DENOISERS)}")
-    return found
-
-
-def _check(model: nn.Module) -> None:
-    name = type(model).__name__
-    if hasattr(model, "_orig_mod"):
-        raise NotPrunable("the model is compiled; prune the module inside (model._orig_mod), then compile")
-    for layer in model.modules():
-        if hasattr(layer, "_hf_hook"):
-            raise NotPrunable(f"{name} carries offload hooks; prune before enabling offload, or remove the hooks")
-        if hasattr(layer, "lora_A") or hasattr(layer, "base_layer"):
-            raise NotPrunable(f"{name} carries adapters; fuse or unload them first")
-    for weight, parameter in model.named_parameters():
-        if parameter.device.type == "meta":
-            raise NotPrunable(f"{weight} is on the meta device: load the weights before pruning")
-    packed = packed_weight(model)
-    if packed:
-        raise NotPrunable(f"{packed}: {REMEDY}")

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from reference.models import units
 from reference.plans import Plan
 
 
 def plan_heads(model: nn.Module, heads: Mapping[int | str, Sequence[int]]) -> Plan:
     """A plan that removes the given heads: position in `units(model, "head")`, or its name, -> head numbers."""
-    from reference.engine import units  # the engine knows the methods, so it cannot be imported above
-
     names = [group.name for group in units(model, "head")]
     removed = {}
     for key, numbers in heads.items():

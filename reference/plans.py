@@ -14,6 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from reference.depth import check_blocks
+from reference.low_rank import magnitude_weights
+from reference.models import as_root, units
+
 FORMAT = "reference-plan/1"
 SAMPLE = 4096
 
@@ -73,10 +77,6 @@ class Plan:
 
         Flat indices for `weight`; for `rank` the directions by magnitude, 0 being that of the largest singular value.
         """
-        from reference.depth import check_blocks
-        from reference.engine import as_root, units  # the engine builds plans, so it cannot be imported above
-        from reference.low_rank import magnitude_weights
-
         groups = {group.name: group for group in units(model, granularity)}
         masks = {}
         for name, numbers in removed.items():

@@ -16,7 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from reference.engine import denoisers_of
+from reference.models import denoisers_of
 
 PRECISIONS = ("bf16", "fp16", "fp8", "fp8-storage", "fp8-compute")
 

@@ -10,8 +10,9 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from reference.calibration import Calibration
-from reference.engine import prune, prune_heads, units
+from reference.engine import prune, prune_heads
 from reference.errors import NeedsCalibration, NotPrunable
+from reference.models import units
 from reference.precision import quantise, resolve
 from reference.report import Report
 from reference.request import SERVES, WITHOUT_DATA, Request

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from reference.checkpoint import MANIFEST, check_output, load_pruned, save_pruned
+from reference.checkpoint import MANIFEST, check_target, load_pruned, save_pruned
 from reference.conditioning import denoiser_of, picture_size
 from reference.iterative import stay_removed
 from reference.loaders import load_pipeline
@@ -54,7 +54,7 @@ def recover_folder(
         raise ValueError(f"loss {recipe.loss!r} asks the dense model: give --dense, or --loss task")
     if recipe.loss == "task" and dense is not None:
         raise ValueError("loss 'task' asks no dense model: leave --dense out, or choose --loss output or feature")
-    check_output(out)
+    check_target(out)
     check_point = out.with_name(out.name + ".checkpoint.pt")
     if resume and not check_point.exists() and (out / RECORD).exists():
         return json.loads((out / RECORD).read_text())

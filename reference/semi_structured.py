@@ -51,13 +51,16 @@ def permute_neurons(model: nn.Module, pattern: str = "2:4", escapes: int = 100, 
     """Order the neurons of every feed-forward in place, before pruning its second matrix to the pattern.
 
     Returns for each group of neurons by which factor the magnitude that the pattern keeps has grown, 1.0 or more.
-    Groups whose width or place does not divide by M stay as they are. Memory O(neurons^2) a group.
+    Groups whose width or place does not divide by M stay as they are, as do experts stacked in bare parameters, which
+    N:M leaves dense. Memory O(neurons^2) a group.
     """
     n, m = parse_n_m(pattern) or (0, 0)
     if not m:
         raise ValueError(f"{pattern!r} is no N:M pattern; give one such as 2:4")
     gains = {}
     for group in unit_groups(model, "neuron")[0]:
+        if not all(s.parameter.endswith((".weight", ".bias")) for s in group.slices if s.masked):
+            continue
         readers = consumers(model, group)
         if any(c.start % m or c.width != 1 for c in readers) or group.count % m:
             continue

@@ -14,6 +14,7 @@ from reference.bench.device import ROOT
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
 COVERAGE = ROOT / "reference" / "anatomy" / "coverage.json"
+PEER_CHECKS = ROOT / "results" / "peer-checks" / "criteria.json"
 PICTURES = Path("site") / "pictures"
 CREDIT = (
     "Drawings: [OpenMoji](https://openmoji.org), CC BY-SA 4.0; the pictures are drawn by a model trained on them and "
@@ -134,17 +135,42 @@ def criteria_page() -> str:
             "---\nhide: [toc]\n---",
             "# Criteria compared",
             "<!-- Generated from results/ by `python -m scripts.render`; edits here are overwritten. -->",
-            f"{machine(first)} Protocol `{first['protocol']['id']}`, model `{first['subject']['model']}`. Repeat it with "
-            "`python -m reference.bench --suite engine`. The error is that of the prediction, relative to the dense "
-            f"model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration did not "
-            f"see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense model; at 1 "
-            "the error is as large as what is to be predicted. Intervals are 95 % bootstraps over pictures.",
+            f"{where(first)}, {first['config']['sampler']['steps']} steps, guidance "
+            f"{first['config']['sampler']['guidance']:g}, protocol `{first['protocol']['id']}`. Repeat it "
+            "with `python -m reference.bench --suite engine`. The error is that of the prediction, relative to the "
+            f"dense model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration "
+            f"did not see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense "
+            "model; at 1 the error is as large as what is to be predicted. Intervals: 95 % bootstraps over pictures.",
             "\n".join("| " + " | ".join(row) + " |" for row in rows),
             "## Do the orders that papers report hold here?",
             "\n".join(f"- {sentence}" for sentence in orders(runs)),
+            peer_checks(),
             "",
         ]
     )
+
+
+def peer_checks() -> str:
+    """Section with what came out when the authors' programs ran beside ours on the same numbers."""
+    rows = ["| Program | Commit | Compared | Result |", "|---|---|---|---|"]
+    for check in json.loads(PEER_CHECKS.read_text()):
+        found = "; ".join(f"{name.replace('_', ' ')}: {_short(v)}" for name, v in check.items() if name not in KNOWN)
+        rows.append(f"| {check['peer']} | `{check['commit']}` | {check['what']} | {found} |")
+    return (
+        "## Against the authors' programs\n\nRun beside ours on the same weights and inputs; their code is not part of "
+        "this repository. Numbers: `results/peer-checks/criteria.json`.\n\n" + "\n".join(rows)
+    )
+
+
+KNOWN = ("peer", "commit", "what")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(_short(v) for v in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {_short(v)}" for name, v in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # Criteria that should do no worse than the next one, and by which error.
@@ -190,27 +216,39 @@ def coverage_page() -> str:
         "*Exact* means that cutting equals masking to 1e-5, at three rates and after three rounds in a row: "
         + ", ".join(f"{g} in {n} classes" for g, n in counts.items())
         + ". Single weights and N:M patterns need no rule and work on all of them. The engine obeys this table: what "
-        "is refused here raises `NotPrunable` with the same reason. A dash: no rule finds such units, because there "
-        "are none or because their layout has no rule yet.\n",
+        "is refused here raises `NotPrunable` with the same reason. In brackets: parameters of the tiny model, and "
+        "with half of the units cut. A dash: the class has no such units; coverage.json says what it has instead.\n",
         "| class | " + " | ".join(granularities) + " |",
         "|---|" + "---|" * len(granularities),
     ]
     for name, row in table.items():
         shown = {"exact": "exact", "none": "-"}
-        cells = [shown.get(v["status"], f"{v['status']}: {v['reason']}") for v in row.values()]
+        cells = [shown.get(v["status"], f"{v['status']}: {v['reason']}") + _halved(v) for v in row.values()]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
+def _halved(verdict: dict) -> str:
+    return " ({:,} -> {:,})".format(*verdict["parameters"]) if "parameters" in verdict else ""
+
+
 def machine(run: dict) -> str:
     """One sentence on what was measured where."""
-    e, c = run["environment"], run["config"]
-    threads = run["speed"][0]["threads"] if run["speed"] else 1
+    c = run["config"]
     return (
-        f"`{run['subject']['model']}` on {e['cpu']} ({e['cores']} cores, {e['memory_gib']:.0f} GiB, timed on {threads} "
-        f"thread{'s' if threads > 1 else ''}), {c['dtype']}, {c['sampler']['steps']} steps, guidance "
-        f"{c['sampler']['guidance']:g}, {len(c['prompts'])} prompts x {len(c['noise_seeds'])} noise seeds, "
-        f"{run['created'][:10]}."
+        f"{where(run)}, {c['sampler']['steps']} steps, guidance {c['sampler']['guidance']:g}, "
+        f"{len(c['prompts'])} prompts x {len(c['noise_seeds'])} noise seeds, {run['created'][:10]}."
+    )
+
+
+def where(run: dict) -> str:
+    """Model, machine and arithmetic of a run."""
+    e = run["environment"]
+    threads = run["speed"][0]["threads"] if run["speed"] else 0
+    timed = f", timed on {threads} thread{'s' if threads > 1 else ''}" if threads else ""
+    return (
+        f"`{run['subject']['model']}` on {e['cpu']} ({e['cores']} cores, {e['memory_gib']:.0f} GiB{timed}), "
+        f"{run['config']['dtype']}"
     )
 
 

@@ -5,8 +5,9 @@ granularity, over its variants in `tests/zoo`:
     exact        cut equals mask, at three rates and after three rounds in a row, to 1e-5
     approximate  the units can be cut, but norms see what is gone; the reason names them
     refused      the units exist and cannot be cut; why
-    none         no rule finds such units: it has none, or of a layout that nobody has described yet
+    none         it has no such units, and what it has instead
 
+What can be cut has its parameters beside it, of the dense tiny model and with half of the units cut.
 For `rank`, the inputs of all layers of a group are watched too: they must be the same vectors.
 """
 
@@ -14,6 +15,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -31,11 +33,34 @@ from tests.zoo import ZOO, make, output, seeded
 FILE = Path(anatomy.__file__).parent / "coverage.json"
 LAW = 1e-5
 RATES = (0.25, 0.5, 0.75)
-NONE = {"rank": "no layer turns a conditioning vector into the modulation of a block"}
+NONE = {
+    "head": "it has no attention",
+    "neuron": "its blocks are convolutions and attention, without feed-forwards",
+    "channel": "it has no residual blocks of convolutions",
+    "rank": "no layer turns a conditioning vector into the modulation of a block",
+}
+# Where convolutional blocks have other units than channels.
+DEPTHWISE = "its convolutions are depthwise, at the residual width; the hidden width beside them is granularity neuron"
+FEED_FORWARD = "its convolutional blocks are feed-forwards, whose hidden width is granularity neuron"
 
 
-def verdict(name: str, granularity: str) -> dict[str, str]:
-    """Status and reason of one case of the zoo."""
+class Compared(NamedTuple):
+    """Largest relative difference between the masked and the cut model; parameters of both."""
+
+    deviation: float
+    before: int
+    after: int
+
+
+def compared(masked: nn.Module, cut: nn.Module, inputs: dict[str, Any]) -> Compared:
+    """Run both."""
+    expected, actual = output(masked, inputs), output(cut, inputs)
+    difference = (expected - actual).abs().max().item() / max(1.0, expected.abs().max().item())
+    return Compared(difference, *(sum(p.numel() for p in model.parameters()) for model in (masked, cut)))
+
+
+def verdict(name: str, granularity: str) -> dict[str, Any]:
+    """Status and reason of one case of the zoo; parameters dense, and with half of the units cut."""
     reason = anatomy.REFUSED.get((name.partition(":")[0], granularity))
     if reason:
         return {"status": "refused", "reason": reason}
@@ -44,23 +69,33 @@ def verdict(name: str, granularity: str) -> dict[str, str]:
     groups = [g for g in found if not g.refused and g.count > 1]
     if not groups:
         refused = next((g.refused for g in found if g.refused), "")
-        none = NONE.get(granularity, f"no rule finds {granularity}s in it")
-        return {"status": "refused" if refused else "none", "reason": refused or none}
+        return {"status": "refused" if refused else "none", "reason": refused or none_of(model, granularity)}
     if granularity == "rank":
         check_shared_inputs(name)
-    measure = deviation_of_rank if granularity == "rank" else deviation
-    deviations = [measure(name, granularity, [rate]) for rate in RATES] + [measure(name, granularity, RATES)]
+    measure = compare_rank if granularity == "rank" else compare
+    found = [measure(name, granularity, rates) for rates in (*([rate] for rate in RATES), RATES)]
+    deviations, half = [each.deviation for each in found], found[RATES.index(0.5)]
+    parameters = {"parameters": [half.before, half.after]}
     approximate = next((g.approximate for g in groups if g.approximate), "")
     if max(deviations) <= LAW:
-        return {"status": "exact", "reason": ""}
+        return {"status": "exact", "reason": ""} | parameters
     if approximate:
-        return {"status": "approximate", "reason": approximate}
+        return {"status": "approximate", "reason": approximate} | parameters
     raise AssertionError(f"{name} {granularity}: cut and mask differ by {max(deviations):.1e}; add a rule or a refusal")
 
 
+def none_of(model: nn.Module, granularity: str) -> str:
+    """Why a model has no units of a granularity."""
+    found = anatomy.all_groups(model, "neuron") if granularity == "channel" else []
+    if any(group.response_norms for group in found):
+        return DEPTHWISE
+    convolutional = any(model.get_parameter(s.parameter).ndim == 4 for group in found for s in group.slices)
+    return FEED_FORWARD if convolutional else NONE[granularity]
+
+
 @torch.no_grad()
-def deviation(name: str, granularity: str, rates: tuple[float, ...] | list[float]) -> float:
-    """Largest relative difference between masking and cutting, cut in as many rounds as there are rates."""
+def compare(name: str, granularity: str, rates: tuple[float, ...] | list[float]) -> Compared:
+    """Masking against cutting, cut in as many rounds as there are rates."""
     (masked, inputs), (cut, _) = make(name), make(name)
     mask, remove = (mask_blocks, cut_blocks) if granularity == "block" else (mask_units, cut_units)
     alive: dict[str, torch.Tensor] = {}
@@ -83,13 +118,12 @@ def deviation(name: str, granularity: str, rates: tuple[float, ...] | list[float
             alive[n] = alive[n][stays]
         mask(masked, from_mask)
         remove(cut, from_cut)
-    expected, actual = output(masked, inputs), output(cut, inputs)
-    return (expected - actual).abs().max().item() / max(1.0, expected.abs().max().item())
+    return compared(masked, cut, inputs)
 
 
 @torch.no_grad()
-def deviation_of_rank(name: str, granularity: str, rates: tuple[float, ...] | list[float]) -> float:
-    """As `deviation`, for directions of random bases: each round keeps fewer of the same basis, the last one cuts."""
+def compare_rank(name: str, granularity: str, rates: tuple[float, ...] | list[float]) -> Compared:
+    """As `compare`, for directions of random bases: each round keeps fewer of the same basis, the last one cuts."""
     (masked, inputs), (cut, _) = make(name), make(name)
     for rate in rates:
         for i, group in enumerate(groups_of(masked, granularity)):
@@ -100,8 +134,7 @@ def deviation_of_rank(name: str, granularity: str, rates: tuple[float, ...] | li
             basis = Basis(B_dd[:r], torch.randn(group.count, generator=generator) * biased)
             mask_directions(masked, {group: basis})
             (cut_directions if rate == rates[-1] else mask_directions)(cut, {group: basis})
-    expected, actual = output(masked, inputs), output(cut, inputs)
-    return (expected - actual).abs().max().item() / max(1.0, expected.abs().max().item())
+    return compared(masked, cut, inputs)
 
 
 def check_shared_inputs(name: str) -> None:
@@ -126,7 +159,7 @@ def groups_of(model: nn.Module, granularity: str) -> list[Group] | list[BlockLis
     return [g for g in anatomy.all_groups(model, granularity) if not g.refused]
 
 
-def over_variants(verdicts: list[dict[str, str]]) -> dict[str, str]:
+def over_variants(verdicts: list[dict[str, Any]]) -> dict[str, Any]:
     """Over variants: what can be cut counts, as the engine refuses group by group; approximate comes before exact."""
     order = ("approximate", "exact", "refused", "none")
     return min(verdicts, key=lambda v: order.index(v["status"]))

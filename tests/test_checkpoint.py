@@ -140,3 +140,36 @@ def test_nothing_in_the_package_unpickles():
         text = file.read_text()
         assert "pickle" not in text.replace("no pickle", "")
         assert text.count("torch.load(") == text.count("weights_only=True"), file
+
+
+def test_the_manifest_says_where_the_model_comes_from(tmp_path):
+    pipeline = reference.create_pruned_pipeline("openmoji-mmdit", 0.3, "head")
+    reference.save_pruned(pipeline, tmp_path / "p")
+    again = reference.load_pruned(tmp_path / "p")
+    reference.save_pruned(again, tmp_path / "again")
+    for folder in ("p", "again"):
+        manifest = json.loads((tmp_path / folder / "transformer" / "pruning.json").read_text())
+        assert manifest["source"] == {"name": "openmoji-mmdit/transformer", "revision": None}
+        (step,) = manifest["history"]
+        assert (step["request"]["criterion"], step["request"]["amount"], step["mode"]) == ("magnitude", 0.3, "cut")
+        assert len(step["digest"]) == 64
+        assert manifest["versions"]["torch"] == torch.__version__
+        assert manifest["versions"].keys() == {"awesome-diffusion-pruning", "torch", "diffusers", "safetensors"}
+
+
+def test_a_hub_source_is_recorded_with_its_commit(tmp_path):
+    model = tiny_mmdit()
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    model.register_to_config(_name_or_path=f"/x/hub/models--org--name/snapshots/{commit}/transformer")
+    reference.save_pruned(model, tmp_path / "m")
+    manifest = json.loads((tmp_path / "m" / "pruning.json").read_text())
+    assert manifest["source"] == {"name": "org/name", "revision": commit}
+
+
+def test_a_quantised_model_is_not_saved_as_if_it_were_whole(mmdit, tmp_path):
+    """A folder of float8 codes would load and could not draw."""
+    reference.prune(mmdit, "head", 0.5)
+    mmdit.to(torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match="save the pruned model first, quantise it afterwards"):
+        reference.save_pruned(mmdit, tmp_path / "m")
+    assert not (tmp_path / "m").exists()

@@ -22,11 +22,14 @@ FAMILIES = (
     "HiDreamImageTransformer2DModel",
     "HunyuanVideoTransformer3DModel",
     "Lumina2Transformer2DModel",
+    "MochiTransformer3DModel",
     "PRXTransformer2DModel",
     "PixArtTransformer2DModel",
     "QwenImageTransformer2DModel",
     "SD3Transformer2DModel",
     "SanaTransformer2DModel",
+    "StableAudio3DiTModel",
+    "UNet1DModel",
     "UNet2DConditionModel",
     "UNet2DModel",
     "WanTransformer3DModel",
@@ -48,9 +51,9 @@ def test_every_class_and_granularity_has_a_verdict():
 
 def test_most_classes_can_be_cut():
     exact = {g: sum(row[g]["status"] == "exact" for row in TABLE.values()) for g in anatomy.RULES}
-    assert exact["head"] >= 70
-    assert exact["neuron"] >= 75
-    assert exact["channel"] >= 8
+    assert exact["head"] >= 105
+    assert exact["neuron"] >= 107
+    assert exact["channel"] >= 18
     assert exact["rank"] >= 70
     assert exact["block"] >= 85
 
@@ -89,8 +92,8 @@ def test_cut_models_come_back_from_disk(kind, tmp_path):
 
 
 def test_a_refused_class_says_why():
-    model, _ = make("MochiTransformer3DModel")
-    with pytest.raises(reference.NotPrunable, match="MochiTransformer3DModel: one table of rotary frequencies"):
+    model, _ = make("PriorTransformer")
+    with pytest.raises(reference.NotPrunable, match="PriorTransformer: the mask is repeated by the config's"):
         reference.plan(model, "head", 0.5)
 
 

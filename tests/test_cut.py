@@ -140,10 +140,8 @@ def test_units_are_scored_and_cut_as_by_the_plainest_torch(dtype, monkeypatch):
             expected = (each.sum(other) if other else each).reshape(4, 3).sum(1).float()
             assert torch.allclose(magnitude.unit_scores([(W, dim)], 4, p), expected, rtol=1e-5)
         stays = torch.rand(12, generator=g) < 0.6
-        cut = groups._compressed(W, dim, stays)
+        cut = groups.compressed(W, dim, stays)
         assert cut.dtype == dtype
         assert torch.equal(cut, W.index_select(dim, stays.nonzero().flatten()))
         kept = torch.nn.Parameter(W.movedim(0, -1))  # not contiguous
-        assert torch.equal(
-            groups._compressed(kept.detach(), (dim - 1) % W.ndim, stays), cut.movedim(0, -1).contiguous()
-        )
+        assert torch.equal(groups.compressed(kept.detach(), (dim - 1) % W.ndim, stays), cut.movedim(0, -1).contiguous())

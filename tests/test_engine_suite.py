@@ -10,7 +10,7 @@ from reference.bench.__main__ import PROTOCOLS, main
 from reference.bench.criteria import list_cells, prediction_errors
 from reference.calibration import Calibration, calls
 from reference.denoising_loss import prediction_of
-from reference.pruning import load_pipeline
+from reference.loaders import load_pipeline
 from reference.request import Request
 
 SMALL = {"noise_seeds": [0, 1], "calibration": {"prompts": 2, "batch_size": 2}, "held_out": 2}

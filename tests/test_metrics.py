@@ -205,3 +205,10 @@ def test_acceptance_judges_what_a_model_draws(real):
     assert not wrong["accepted"]
     assert wrong["found_top5"] < 20
     assert acceptance.grid(shown, 10).size == (320, 320)
+
+
+def test_acceptance_of_what_is_no_model_ends_in_one_line(capsys, tmp_path):
+    for model in ("openmoji-gan", str(tmp_path)):
+        assert acceptance.main([model, "--out", str(tmp_path / "out")]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "out").exists()

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from torch import nn
 
-from reference.anatomy import attention, blocks, convolution, feed_forward, modulation, packed, parallel
+from reference.anatomy import attention, blocks, convolution, feed_forward, modulation, packed, parallel, tied
 from reference.anatomy.blocks import BlockList
 from reference.anatomy.groups import Group
 from reference.errors import NotPrunable
 
 RULES = {
-    "head": (attention.heads, packed.heads, parallel.heads),
+    "head": (attention.heads, packed.heads, parallel.heads, tied.heads),
     "neuron": (feed_forward.neurons, parallel.neurons, convolution.neurons),
     "channel": (convolution.channels,),
     "block": (blocks.block_lists,),
@@ -29,13 +29,7 @@ RULES = {
 }
 # What no rule can see from a module alone, because something around it depends on the units.
 REFUSED = {
-    ("PriorTransformer", "head"): "the causal mask is repeated by the head count of the config",
-    ("LuminaNextDiT2DModel", "head"): "self- and cross-attention share one output projection and a gate per head",
-    ("MochiTransformer3DModel", "head"): "one table of rotary frequencies per head serves all blocks",
-    ("LTXVideoTransformer3DModel", "head"): "the rotary table spans all heads of a layer, each at its own frequencies",
-    ("LTX2VideoTransformer3DModel", "head"): "the rotary table spans all heads of a layer, each at its own frequencies",
-    ("SanaWMLTX2RefinerTransformer3DModel", "head"): "the rotary table spans all heads of a layer",
-    ("RFD4ProteinaTransformer", "head"): "forward reshapes the attention's output to the width of the tokens",
+    ("PriorTransformer", "head"): "the mask is repeated by the config's head count, on which the token width depends",
     ("RFD4ProteinaTransformer", "rank"): "every norm reads another vector, made anew for each token",
     ("Flux3Transformer2DModel", "rank"): "one layer a modality serves all its blocks, with a vector for each token",
     ("ChromaTransformer2DModel", "rank"): "an approximator makes all modulation vectors; no block has a Linear for it",
@@ -77,7 +71,7 @@ def unit_groups(root: nn.Module, granularity: str) -> tuple[list[Group] | list[B
     groups = [group for group in found if not group.refused]
     refused = {group.name: group.refused for group in found if group.refused}
     if not groups:
-        reason = next(iter(refused.values()), f"no rule finds {granularity}s in it")
+        reason = next(iter(refused.values()), f"this configuration has no {granularity}s that a rule finds")
         raise NotPrunable(f"{type(root).__name__}: {reason}")
     return groups, refused
 

@@ -29,14 +29,25 @@ PROJECTIONS = (
 Q_LIKE = ("add_q_proj", "to_q_t", "q_img", "to_gate", "to_g")
 KV_LIKE = ("add_k_proj", "add_v_proj", "to_k_t", "to_v_t", "k_img", "v_img")
 OUT_LIKE = ("to_add_out", "to_out_t")
-# One number a head, multiplied with its keys.
+# One number a head: multiplied with its keys, or made by a Linear as a gate on its output.
 PER_HEAD = ("history_key_scale",)
+GATES = ("to_gate_logits",)
 HEAD_COUNTS = ("heads", "num_heads", "num_attention_heads", "sliceable_head_dim", "n_heads")
 KV_COUNTS = ("kv_heads", "num_kv_heads", "num_key_value_heads")
-WIDTHS = ("inner_dim",)
+WIDTHS = ("inner_dim", "channels")
 KV_WIDTHS = ("inner_kv_dim",)
 Q_NORMS = ("norm_q", "norm_added_q", "q_norm", "query_norm", "q_rms_norm", "q_rms_norm_t")
 K_NORMS = ("norm_k", "norm_added_k", "k_norm", "key_norm", "k_rms_norm", "k_rms_norm_t")
+# Processors of attentions that share their heads with other modules: `tied.py` has those.
+TIED = ("LuminaAttnProcessor2_0", "MochiAttnProcessor2_0")
+# The type of the processor begins with this -> why the width is fixed.
+FIXED = {
+    "AttnAddedKVProcessor": "its processor reshapes the output to the width of the residual, so the heads are fixed",
+    "RFD4Proteina": "its processor reshapes the output to the width of the tokens, so the number of heads is fixed",
+}
+# Rotary tables over all heads, each at its own frequencies; the cross-attentions to text are given none.
+ROTARY_ACROSS_HEADS = ("LTXVideo", "LTX2AudioVideo", "LTX2Perturbed", "SanaWMLTX2")
+WITHOUT_ROTARY = ("attn2", "audio_attn2")
 
 
 def projections(module: nn.Module) -> tuple[str, str, str, str] | None:
@@ -70,14 +81,16 @@ def head_count(module: nn.Module) -> int | None:
 def heads(name: str, module: nn.Module) -> list[Group]:
     """The heads of one attention module as a group, or nothing if it is no attention with its own output."""
     found = projections(module)
-    if not found or not found[3]:
-        return []
-    count = head_count(module)
-    group = head_group(name, module, count)
-    out = Slice(f"{name}.{found[3]}.weight", 1, 0, module.get_submodule(found[0]).out_features // group.count)
-    slices = [*group.slices, out]
-    slices += [out._replace(parameter=f"{name}.{extra}.weight") for extra in OUT_LIKE if _has(module, extra)]
-    return [group._replace(slices=tuple(slices))]
+    return [whole_group(name, module)] if found and found[3] and _processor(module) not in TIED else []
+
+
+def whole_group(name: str, module: nn.Module) -> Group:
+    """The group of an attention that has an output projection."""
+    q, _, _, out = projections(module)
+    group = head_group(name, module, head_count(module))
+    columns = Slice(f"{name}.{out}.weight", 1, 0, module.get_submodule(q).out_features // group.count)
+    extra = [columns._replace(parameter=f"{name}.{path}.weight") for path in OUT_LIKE if _has(module, path)]
+    return group._replace(slices=(*group.slices, columns, *extra))
 
 
 def head_group(name: str, module: nn.Module, count: int) -> Group:
@@ -101,6 +114,9 @@ def head_group(name: str, module: nn.Module, count: int) -> Group:
     for p in PER_HEAD:
         if p in parameters and len(parameters[p]) == count:
             slices.append(Slice(f"{name}.{p}", 0, 0, shared, masked=False))
+    for gate in GATES:
+        if _has(module, gate):
+            slices += linear_rows(f"{name}.{gate}", getattr(module, gate), shared)
     for candidates, each in ((Q_NORMS, width * shared), (K_NORMS, width)):
         for norm in candidates:
             weight = getattr(getattr(module, norm, None), "weight", None)
@@ -122,19 +138,21 @@ def head_group(name: str, module: nn.Module, count: int) -> Group:
         sizes.append(("out_dim", width * shared))  # these processors read the inner width under this name
     sizes += [(a, width * shared) for a in WIDTHS] + [(a, width) for a in KV_WIDTHS if kv_count > 1]
     attributes = tuple((name, a, each) for a, each in sizes if type(vars(module).get(a)) is int)
-    return Group(name, "attention", units, tuple(slices), attributes, tuple(norms), "; ".join(reasons), refusal(module))
+    why = refusal(name, module)
+    return Group(name, "attention", units, tuple(slices), attributes, tuple(norms), "; ".join(reasons), why)
 
 
-def refusal(module: nn.Module) -> str:
+def refusal(name: str, module: nn.Module) -> str:
     """Why the heads of this attention cannot be removed although their layout is known, or ""."""
     if getattr(module, "fused_projections", False):
         return "its projections are fused; call unfuse_qkv_projections() first"
-    if _processor(module).startswith("AttnAddedKVProcessor"):
-        return "its processor reshapes the output to the width of the residual, so the number of heads is fixed"
+    for kind, why in FIXED.items():
+        if _processor(module).startswith(kind):
+            return why
+    if _processor(module).startswith(ROTARY_ACROSS_HEADS) and name.rpartition(".")[2] not in WITHOUT_ROTARY:
+        return "the rotary table spans all heads, each at its own frequencies, and forward takes no part of it"
     if _processor(module).startswith("EasyAnimate") and not _has(module, "to_add_out"):
         return "the text stream takes this attention's output without a projection"
-    if type(module).__name__ == "SelfAttention1d":
-        return "forward views the output at the full width, so the number of heads is fixed"
     return ""
 
 

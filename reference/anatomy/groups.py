@@ -28,6 +28,7 @@ class Group(NamedTuple):
 
     attributes   (module name, attribute, how much of it one unit accounts for): sizes that forward reads
     rms_norms    (module name, attribute of its epsilon): RMS norms whose statistics span all units
+    response_norms  modules x -> gamma * x * |x|_2 / mean(|x|_2) + beta + x, whose mean spans all units
     approximate  why cutting is not exactly masking, or ""
     refused      why these units cannot be removed at all, or ""
     """
@@ -40,6 +41,7 @@ class Group(NamedTuple):
     rms_norms: tuple[tuple[str, str], ...] = ()
     approximate: str = ""
     refused: str = ""
+    response_norms: tuple[str, ...] = ()
 
 
 def indices(s: Slice, units: Tensor) -> Tensor:
@@ -71,40 +73,58 @@ def mask_units(root: nn.Module, removed: Mapping[Group, Tensor]) -> None:
 @torch.no_grad()
 def cut_units(root: nn.Module, removed: Mapping[Group, Tensor]) -> None:
     """Take the removed units (numbers, (n,)) out of every parameter and shrink the sizes that forward reads."""
+    kept = staying(root, removed)
+    for group, units in removed.items():
+        if len(units):
+            for module, attribute, each in group.attributes:
+                owner = root.get_submodule(module)
+                setattr(owner, attribute, getattr(owner, attribute) - each * len(units))
+            left = group.count - len(units)
+            for name, factor in norm_factors(group, left).items():
+                root.get_parameter(name).mul_(factor)
+            for module, eps in group.rms_norms:
+                norm = root.get_submodule(module)
+                setattr(norm, eps, getattr(norm, eps) * group.count / left)
+    for (name, dim), stays in kept.items():
+        old = root.get_parameter(name)
+        shrunk = compressed(old.detach(), dim, stays)
+        _replace(root, old, nn.Parameter(shrunk, requires_grad=old.requires_grad))
+
+
+def staying(root: nn.Module, removed: Mapping[Group, Tensor]) -> dict[tuple[str, int], Tensor]:
+    """(parameter, dimension) -> True where an index stays, of all parameters that lose some to the removed units."""
     gone: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     for group, units in removed.items():
         if len(units):
             for s in group.slices:
                 gone[s.parameter, s.dim].append(indices(s, units))
-            for module, attribute, each in group.attributes:
-                owner = root.get_submodule(module)
-                setattr(owner, attribute, getattr(owner, attribute) - each * len(units))
-            for module, eps in group.rms_norms:
-                _rescale(root.get_submodule(module), eps, group.count, group.count - len(units))
+    kept = {}
     for (name, dim), parts in gone.items():
-        old = root.get_parameter(name)
-        stays = torch.ones(old.shape[dim], dtype=torch.bool)
+        stays = torch.ones(root.get_parameter(name).shape[dim], dtype=torch.bool)
         stays[torch.cat(parts)] = False
-        kept = _compressed(old.detach(), dim, stays)
-        _replace(root, old, nn.Parameter(kept, requires_grad=old.requires_grad))
+        kept[name, dim] = stays
+    return kept
 
 
-def _compressed(tensor: Tensor, dim: int, stays: Tensor) -> Tensor:
+def norm_factors(group: Group, left: int) -> dict[str, float]:
+    """Parameter -> factor that keeps norms over all units exact when `left` of them, n of N, are left.
+
+    An RMS norm divides by sqrt(S/N + eps); S, the sum of squares, is that of those that are left, as the rest is zero:
+        x / sqrt(S/N + eps) = sqrt(N/n) * x / sqrt(S/n + eps * N/n)
+    A response norm divides by the mean of the units' norms, n/N of the mean over those that are left. (Its epsilon is
+    written into forward and stays 1e-6: a relative error below 1e-6 / mean.)
+    """
+    N, n = group.count, left
+    factors = {f"{norm}.weight": (N / n) ** 0.5 for norm, _ in group.rms_norms}
+    return factors | {f"{norm}.gamma": N / n for norm in group.response_norms}
+
+
+def compressed(tensor: Tensor, dim: int, stays: Tensor) -> Tensor:
     """The slices of `dim` that stay. On a CPU by NumPy: torch's index_select takes five times as long along columns."""
     if tensor.device.type == "cpu" and tensor.dtype in PATTERNS:
         patterns = tensor.view(PATTERNS[tensor.dtype][0]).numpy()
         return torch.from_numpy(patterns.compress(stays.numpy(), axis=dim)).view(tensor.dtype)
     return tensor.index_select(dim, stays.nonzero().flatten().to(tensor.device))
-
-
-def _rescale(norm: nn.Module, eps: str, before: int, after: int) -> None:
-    """Keep an RMS norm exact when only `after` of `before` units are left of what it averages over.
-
-    The masked norm divides by sqrt(S/N + eps), S the sum of squares, N the width. With n left, S being the same:
-        x / sqrt(S/N + eps) = sqrt(N/n) * x / sqrt(S/n + eps * N/n)
-    """
-    norm.weight.mul_((before / after) ** 0.5)
-    setattr(norm, eps, getattr(norm, eps) * before / after)
 
 
 def _replace(root: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:

@@ -30,10 +30,12 @@ def heads(name: str, module: nn.Module) -> list[Group]:
     if is_flux_block(module):
         group = head_group(f"{name}.attn", module.attn, head_count(module.attn))
         width = module.attn.get_submodule(projections(module.attn)[0]).out_features // group.count
-        tied = getattr(module, "cross_attn", None)
-        if isinstance(tied, nn.Module):
-            group = group._replace(refused="the cross-attention adds its output to these heads without a projection")
-        return [group._replace(slices=(*group.slices, Slice(f"{name}.proj_out.weight", 1, 0, width)))]
+        slices = [*group.slices, Slice(f"{name}.proj_out.weight", 1, 0, width)]
+        if isinstance(getattr(module, "cross_attn", None), nn.Module):
+            # Motif: it reads the heads' outputs without a projection between, and adds its own to them.
+            into, out = f"{name}.cross_attn.to_q", f"{name}.cross_attn.to_out.0"
+            slices += [Slice(f"{into}.weight", 1, 0, width), *linear_rows(out, module.cross_attn.to_out[0], width)]
+        return [group._replace(slices=tuple(slices))]
     if is_flux2_attention(module):
         width, inner = module.head_dim, module.inner_dim
         rows = [

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from reference.bench import metrics
+from reference.embedded import load_embedded
 from reference.embedded.evaluator import SPLIT, load_evaluator, ranks
 from reference.embedded.openmoji import catalogue, is_held_out
 from reference.embedded.pipeline import EmbeddedPipeline
@@ -81,14 +82,13 @@ def grid(pictures: Tensor, columns: int) -> Image.Image:
 
 def main(arguments: list[str] | None = None) -> int:
     """Judge a model; 0 if it is accepted, 1 if not, 2 for wrong arguments."""
-    from reference.loaders import load_pipeline
-
     parser = argparse.ArgumentParser(prog="python -m reference.bench.acceptance", description=__doc__.split("\n")[0])
     parser.add_argument("model", help="openmoji-mmdit, openmoji-unet, or a folder of such a pipeline")
     parser.add_argument("--out", type=Path, required=True, help="folder for acceptance.json and acceptance.png")
     options = parser.parse_args(arguments)
     try:
-        pipeline = load_pipeline(options.model)
+        folder = Path(options.model)
+        pipeline = EmbeddedPipeline.from_pretrained(folder) if folder.is_dir() else load_embedded(options.model)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

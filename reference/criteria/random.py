@@ -16,6 +16,10 @@ from torch import Tensor
 
 def random_scores(shape: Sequence[int], name: str, seed: int = 0) -> Tensor:
     """Scores of `shape`, fp32 on the CPU (whatever the weights' device), the same for the same name and seed."""
+    return torch.rand(tuple(shape), generator=random_generator(name, seed))
+
+
+def random_generator(name: str, seed: int) -> torch.Generator:
+    """What draws a layer's scores; drawing them in pieces gives the same numbers."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.rand(tuple(shape), generator=generator)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

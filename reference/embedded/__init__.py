@@ -1,4 +1,4 @@
-"""A trained diffusion model that ships with the repository, its data and its training."""
+"""Trained diffusion models that ship with the repository, their data, their training and their judge."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import torch
 
 from reference.embedded.pipeline import EmbeddedPipeline
 
-EMBEDDED = {"openmoji-mmdit": Path(__file__).parent / "weights" / "openmoji-mmdit"}
+# Pipelines only: the evaluator, which lies beside them, draws nothing.
+EMBEDDED = {file.parent.name: file.parent for file in sorted(Path(__file__).parent.glob("weights/*/model_index.json"))}
 
 
 def load_embedded(name: str, dtype: torch.dtype | None = None) -> EmbeddedPipeline:

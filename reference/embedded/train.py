@@ -29,7 +29,8 @@ from reference.embedded.pipeline import EmbeddedPipeline
 BUILDERS = {"openmoji-mmdit": build_mmdit, "openmoji-unet": build_unet}
 BATCH, LEARNING_RATE, WARM_UP, COOL_DOWN, EMA, DROPPED_PROMPTS = 64, 6e-4, 200, 0.2, 0.999, 0.1
 SHIFT = 1  # pixels
-EVERY, TOLERANCE = 250, 1.1  # steps between records and check points; the rule above
+EVERY, TOLERANCE = 250, 1.1  # steps between records; the rule above
+CHECKPOINT = 25  # steps between check points
 
 
 def loss_of(pipeline: EmbeddedPipeline, pictures: Tensor, prompts: list[str], generator: torch.Generator) -> Tensor:
@@ -75,6 +76,7 @@ def train(name: str, out: Path, steps: int, seed: int = 0) -> EmbeddedPipeline:
         "step": 0,
         "seconds": 0.0,
         "curve": [],
+        "losses": [],  # since the last record
         "weights": [p.detach() for p in weights],
         "ema": [p.detach().clone() for p in weights],
         "kept": [p.detach().clone() for p in weights],
@@ -89,7 +91,6 @@ def train(name: str, out: Path, steps: int, seed: int = 0) -> EmbeddedPipeline:
         optimizer.load_state_dict(state.pop("optimizer"))
         generator.set_state(state.pop("generator"))
 
-    losses: list[float] = []
     started = time.monotonic() - state["seconds"]
     bar = tqdm(total=steps, initial=state["step"], desc="train", unit="step")
     for step in range(state["step"], steps):
@@ -105,20 +106,22 @@ def train(name: str, out: Path, steps: int, seed: int = 0) -> EmbeddedPipeline:
         optimizer.zero_grad()
         decay = min(EMA, (step + 1) / (step + 10))
         torch._foreach_lerp_(state["ema"], state["weights"], 1 - decay)
-        losses.append(loss.item())
+        state["losses"].append(loss.item())
         bar.update()
-        if (step + 1) % EVERY == 0 or step + 1 == steps:
+        state["step"] = step + 1
+        if state["step"] % EVERY == 0 or state["step"] == steps:
             trained = [p.clone() for p in state["weights"]]
             _put(weights, state["ema"])
             held_out = held_out_loss(pipeline, held_out_x, held_out_names)
             _put(weights, trained)
-            record = {"step": step + 1, "train": sum(losses) / len(losses), "held_out": held_out}
-            losses.clear()
-            state["curve"].append(record)
-            if held_out <= TOLERANCE * min(r["held_out"] for r in state["curve"]):
-                state["kept"], state["kept_step"] = [p.clone() for p in state["ema"]], step + 1
-            bar.set_postfix(loss=f"{record['train']:.4f}", held_out=f"{held_out:.4f}", kept=state["kept_step"])
-            state |= {"step": step + 1, "seconds": time.monotonic() - started}
+            train_loss = sum(state["losses"]) / len(state["losses"])
+            state["curve"].append({"step": state["step"], "train": train_loss, "held_out": held_out})
+            state["losses"] = []
+            if held_out <= TOLERANCE * min(record["held_out"] for record in state["curve"]):
+                state["kept"], state["kept_step"] = [p.clone() for p in state["ema"]], state["step"]
+            bar.set_postfix(loss=f"{train_loss:.4f}", held_out=f"{held_out:.4f}", kept=state["kept_step"])
+        if state["step"] % CHECKPOINT == 0 or state["step"] == steps:
+            state["seconds"] = time.monotonic() - started
             torch.save(
                 state | {"optimizer": optimizer.state_dict(), "generator": generator.get_state()},
                 checkpoint.with_suffix(".tmp"),

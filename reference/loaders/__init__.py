@@ -18,11 +18,11 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from reference.checkpoint import MANIFEST, load_pruned
 from reference.embedded import EMBEDDED, load_embedded
 from reference.embedded.pipeline import EmbeddedPipeline
-from reference.engine import DENOISERS, denoisers_of
 from reference.loaders import single_file
 from reference.loaders.hub import hub_file, hub_folder
 from reference.loaders.single_file import one_line
 from reference.loaders.svdquant import is_svdquant, load_svdquant
+from reference.models import DENOISERS, denoisers_of
 from reference.quantised import dequantise
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")

@@ -1,0 +1,82 @@
+"""A checkpoint on disk as diffusers writes it: its files and tensors, and a model without memory that explains them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from reference.checkpoint import PLAIN, source_of
+from reference.inspection import checked_on_meta, model_class, read_json
+from reference.models import DENOISERS
+from reference.streaming import Entry, read_header
+
+INDEX = f"{PLAIN}.safetensors.index.json"
+
+
+class Shard(NamedTuple):
+    """One file of weights. Names of its tensors carry the component's name, as the parameters of a pipeline do."""
+
+    component: str
+    file: Path
+    metadata: dict[str, str]
+    entries: list[Entry]
+
+
+class Checkpoint(NamedTuple):
+    """What is on disk, and a model without memory that says what it means."""
+
+    root: nn.Module
+    folders: dict[str, Path]  # component -> its folder; of a lone model the component is ""
+    shards: list[Shard]
+
+
+def open_checkpoint(source: Path) -> Checkpoint:
+    """Read configs and headers; ValueError unless every tensor of the model is there, and no other."""
+    if not source.is_dir():
+        raise ValueError(f"{source} is no folder; out of core reads a local folder of diffusers: download it first")
+    folders, models, shards = denoiser_folders(source), {}, []
+    for component, folder in folders.items():
+        config = read_json(folder / "config.json")
+        kind = model_class("diffusers", str(config.get("_class_name")))
+        if kind is None:
+            raise ValueError(
+                f"{folder / 'config.json'} names the class {config.get('_class_name')!r}, unknown to diffusers"
+            )
+        config.pop("pruning", None)
+        files = _files(folder)
+        model = models[component] = checked_on_meta(kind, config, files)
+        model._pruning_source = source_of(str(folder.resolve()))
+        expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        for file in files:
+            metadata, entries = read_header(file)
+            for name, shape in ((entry.name, entry.shape) for entry in entries):
+                if expected.pop(name, None) != shape:
+                    raise ValueError(f"{file}: {name} of shape {shape} is not part of {kind.__name__}, or twice there")
+            prefix = f"{component}." if component else ""
+            shards.append(Shard(component, file, metadata, [e._replace(name=prefix + e.name) for e in entries]))
+        if expected:
+            raise ValueError(f"{folder}: {len(expected)} tensors are missing, e.g. {next(iter(expected))}")
+    return Checkpoint(models[""] if "" in models else nn.ModuleDict(models), folders, shards)
+
+
+def denoiser_folders(source: Path) -> dict[str, Path]:
+    """The denoisers of a pipeline's folder, or the folder itself."""
+    if not (source / "model_index.json").exists():
+        return {"": source}
+    found = {name: source / name for name in DENOISERS if (source / name / "config.json").exists()}
+    if not found:
+        raise ValueError(f"{source} has no denoiser among {', '.join(DENOISERS)}")
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """The weight files, as the index names them if there is one."""
+    if not (folder / INDEX).exists():
+        if not (folder / f"{PLAIN}.safetensors").exists():
+            raise ValueError(f"{folder} holds no {PLAIN}.safetensors and no {INDEX}; save the model by save_pretrained")
+        return [folder / f"{PLAIN}.safetensors"]
+    names = set(read_json(folder / INDEX).get("weight_map", {}).values())
+    foreign = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if foreign or not names:
+        raise ValueError(f"{folder / INDEX} names the file {foreign[0] if foreign else None!r}, which is no plain name")
+    return [folder / name for name in sorted(names)]

@@ -1,0 +1,90 @@
+"""Prune a checkpoint that does not fit into memory: read, change, write, tensor by tensor (`streaming.py`).
+
+What can be decided from shapes and the config alone is decided on a model without memory, by the same code as ever:
+which layers and units there are, how many go. What needs the numbers takes a pass over them:
+    weight, layer or row scope   none: a layer is selected while it is in the buffer
+    N:M                          none
+    weight, wider scopes         one (`bit_select.py`): counts, never the scores themselves
+    neuron, head, channel        one: scores (units,) of every slice
+    random                       none for units; for weights the numbers are drawn twice
+Then one pass writes. The result is bit for bit that of `reference.prune` on the model in the dtype of its file.
+
+A run that was killed goes on after the last whole file when it is started again with the same request; until the end
+the output lies beside its place, under the name `.<name>.partial`.
+"""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+
+from reference.checkpoint import PLAIN, check_target, take_place
+from reference.on_disk import Checkpoint, denoiser_folders, open_checkpoint
+from reference.passes import Passes, write_whole
+from reference.request import Request, parse_n_m
+from reference.streaming import make_buffers
+
+UNIT_GRANULARITIES = ("head", "neuron", "channel")
+CRITERIA = ("magnitude", "magnitude-l1", "random")
+
+
+def exceeds_memory(source: str | os.PathLike) -> bool:
+    """Whether `source` is a local folder whose denoisers' weights are larger than the memory that is free."""
+    folders = denoiser_folders(Path(source)).values() if Path(source).is_dir() else []
+    size = sum(file.stat().st_size for folder in folders for file in folder.glob(f"{PLAIN}*.safetensors"))
+    return size > psutil.virtual_memory().available
+
+
+def prune_out_of_core(source: str | os.PathLike, out: str | os.PathLike, request: Request) -> dict:
+    """Prune the model or pipeline in the folder `source` into the folder `out`; what was done, as JSON types.
+
+    Raises ValueError for what cannot be streamed: other folders, criteria that look at data, quantised weights.
+    """
+    start, source, out = time.perf_counter(), Path(source), Path(out)
+    by_units = request.granularity in UNIT_GRANULARITIES
+    if request.criterion not in CRITERIA or not (by_units or _is_weights(request)):
+        raise ValueError(
+            f"out of core prunes weight, N:M, {', '.join(UNIT_GRANULARITIES)} by {', '.join(CRITERIA)}, not "
+            f"{request.granularity} by {request.criterion}; load the model for that"
+        )
+    check_target(out)
+    checkpoint = open_checkpoint(source)
+    partial = out.parent / f".{out.name}.partial"
+    progress = _begin(partial, checkpoint, request)
+    largest = max(entry.end - entry.start for shard in checkpoint.shards for entry in shard.entries)
+    passes = Passes(checkpoint, request, progress, make_buffers(largest))
+    change, facts = passes.prepare_units() if by_units else passes.prepare_weights()
+    passes.write(partial, change)
+    _copy_rest(source, partial, set(checkpoint.folders))
+    shutil.rmtree(progress)
+    take_place(partial, out)
+    return facts | {"bytes_read": passes.bytes_read, "seconds": time.perf_counter() - start}
+
+
+def _is_weights(request: Request) -> bool:
+    return request.granularity == "weight" or parse_n_m(request.granularity) is not None
+
+
+def _begin(partial: Path, checkpoint: Checkpoint, request: Request) -> Path:
+    """The folder of progress files: those of an earlier run if it did the same to the same files, else an empty one."""
+    files = [[str(s.file), s.file.stat().st_size, s.file.stat().st_mtime_ns] for s in checkpoint.shards]
+    job = json.dumps([asdict(request), files])
+    progress = partial / "progress"
+    if not (progress / "job.json").exists() or (progress / "job.json").read_text() != job:
+        shutil.rmtree(partial, ignore_errors=True)
+        progress.mkdir(parents=True)
+        write_whole(progress / "job.json", job)
+    return progress
+
+
+def _copy_rest(source: Path, partial: Path, components: set[str]) -> None:
+    """What is no denoiser of a pipeline: text encoders, VAE, scheduler, as they are."""
+    for path in source.iterdir() if "" not in components else []:
+        if path.is_dir() and path.name not in components:
+            shutil.copytree(path, partial / path.name, dirs_exist_ok=True)
+        elif path.is_file():
+            shutil.copy2(path, partial / path.name)
