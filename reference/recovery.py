@@ -127,8 +127,9 @@ def fit(
             each_step(len(losses), losses[-1])
             if check_point is not None and ((step + 1) % every == 0 or step + 1 == recipe.steps):
                 state.save(check_point, losses)
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     accelerator.free_memory()
+    for name in ("forward", "_original_forward"):  # where accelerate hangs its mixed precision
+        vars(denoiser).pop(name, None)
     return losses
 
 
