@@ -1,4 +1,4 @@
-"""Command line: `python -m reference prune | compare | train`, each with --help."""
+"""Command line: `python -m reference prune | compare | recover | train`, each with --help."""
 
 import argparse
 import sys
@@ -53,6 +53,22 @@ def main(arguments: list[str] | None = None) -> int:
     compare.add_argument("--seed", type=int, default=0)
     compare.add_argument("--out", type=Path, default=Path("compare.png"), help="dense above pruned, as a picture")
 
+    recover = commands.add_parser("recover", help="train a pruned pipeline on a folder of pictures with captions")
+    recover.add_argument("folder", type=Path, help="folder of a pipeline, written by prune")
+    recover.add_argument("--data", type=Path, required=True, help="pictures; captions in metadata.jsonl or NAME.txt")
+    recover.add_argument("--out", type=Path, help="folder to write; FOLDER-recovered if left out")
+    recover.add_argument("--loss", default="task", help="task; output or feature, which ask the dense model")
+    recover.add_argument("--dense", help="the model before pruning: openmoji-mmdit, a folder, a hub id")
+    recover.add_argument("--steps", type=int, default=1000)
+    recover.add_argument("--batch", type=int, default=16, help="pictures a step, over all processes and parts")
+    recover.add_argument("--learning-rate", type=float, default=5e-5)
+    recover.add_argument("--size", type=int, help="height and width in pixels; the pipeline's own if left out")
+    recover.add_argument("--seed", type=int, default=0)
+    recover.add_argument("--mixed-precision", default="no", choices=["no", "fp16", "bf16"])
+    recover.add_argument("--accumulate", type=int, default=1, help="parts that a step is cut into, to save memory")
+    recover.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
+    recover.add_argument("--resume", action="store_true", help="go on from the check point of a run that was stopped")
+
     train = commands.add_parser("train", help="train an embedded model, or the evaluator, from scratch")
     train.add_argument("model", choices=["openmoji-mmdit", "openmoji-unet", "openmoji-evaluator"])
     train.add_argument("--steps", type=int, default=5000)
@@ -60,8 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--out", type=Path, required=True, help="folder for the check point and the pipeline")
 
     options = parser.parse_args(arguments)
+    run = {"prune": run_prune, "compare": run_compare, "recover": run_recover, "train": run_train}[options.command]
     try:
-        {"prune": run_prune, "compare": run_compare, "train": run_train}[options.command](options)
+        run(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -129,6 +146,24 @@ def run_compare(options: argparse.Namespace) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((sheet * 255).round().astype(np.uint8)).save(options.out)
     print(f"dense above, pruned below: {options.out}")
+
+
+def run_recover(options: argparse.Namespace) -> None:
+    """Train on the pictures; check points beside --out, from which --resume goes on."""
+    from reference.recover_folder import recover_folder
+    from reference.recovery import Recipe
+
+    for name in ("accumulate", "checkpoint_every", "size"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is a whole number from 1 on, not {value}")
+    recipe = Recipe(options.steps, options.batch, options.learning_rate, options.loss, options.seed)
+    out = options.out or options.folder.with_name(options.folder.name + "-recovered")
+    record = recover_folder(
+        options.folder, options.data, out, recipe, options.dense, options.size, options.mixed_precision,
+        options.accumulate, options.checkpoint_every, options.resume,
+    )  # fmt: skip
+    print(f"{record['pictures']} pictures, {record['steps']} steps of {options.batch}: loss {record['loss_first']:.4f} "
+          f"in the first tenth, {record['loss_last']:.4f} in the last; saved to {out}")  # fmt: skip
 
 
 def run_train(options: argparse.Namespace) -> None:

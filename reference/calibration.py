@@ -173,6 +173,12 @@ def evaluating(root: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def forward_keywords(denoiser: nn.Module, args: tuple, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, in the order of the signature."""
+    bound = dict(inspect.signature(denoiser.forward).bind(*args, **keywords).arguments)
+    return bound | bound.pop("kwargs", {})
+
+
 @contextmanager
 def _watched(root: nn.Module, source: Calibration, before: Callable[[Call], None]) -> Iterator[None]:
     """Tell `before` of each call of a denoiser; a new step begins when the time that it is given changes."""
@@ -182,8 +188,7 @@ def _watched(root: nn.Module, source: Calibration, before: Callable[[Call], None
 
     def hook(denoiser: nn.Module, args: tuple, keywords: dict) -> None:
         nonlocal step, last
-        bound = dict(inspect.signature(denoiser.forward).bind(*args, **keywords).arguments)
-        bound |= bound.pop("kwargs", {})
+        bound = forward_keywords(denoiser, args, keywords)
         time = _time(bound)
         if last is None or time is None or not torch.equal(time.flatten()[:1].cpu(), last):
             step, last = step + 1, None if time is None else time.flatten()[:1].cpu()

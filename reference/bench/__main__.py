@@ -19,6 +19,7 @@ from tqdm import tqdm
 import reference
 from reference.bench import criteria, criteria_table, gpu, measure, quality, results
 from reference.bench.device import ROOT, device_folder
+from reference.bench.launcher import run_on_ray
 from reference.embedded import EMBEDDED, load_embedded
 from reference.embedded.models import SIZE
 from reference.embedded.openmoji import drawings
@@ -41,9 +42,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help=f"{', '.join(gpu.SUITES)}: cuda, or cpu for a dry run")
     parser.add_argument("--dry-run", action="store_true", help="GPU suites: shrunk architectures, nothing to publish")
     parser.add_argument("--seed", type=int, default=0, help="seed of recovery")
+    parser.add_argument(
+        "--launcher", default="local", choices=["local", "ray"], help="engine, quality: where cells run"
+    )
+    parser.add_argument("--address", help="ray: of the cluster; left out, one is started on this machine")
     parser.add_argument("--list", action="store_true", help="list the runs and end")
     options = parser.parse_args(arguments)
 
+    if wrong := _launcher_refused(options):
+        print(f"error: {wrong}", file=sys.stderr)
+        return 2
     if options.suite in gpu.SUITES:
         return gpu.main(options, print_table)
     options.out = options.out or ROOT / "results"
@@ -70,12 +78,18 @@ def main(arguments: list[str] | None = None) -> int:
     folder = options.out / options.suite / device_folder()
     started = time.monotonic()
     if options.suite != "embedded":
-        if options.suite == "quality":
+        if options.launcher == "ray":
+            try:
+                runs = run_on_ray(options.suite, file, jobs, folder, options.resume, options.address)
+            except (ValueError, ConnectionError) as error:
+                print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+                return 2
+        elif options.suite == "quality":
             runs = quality.run_quality(file, jobs, folder, options.resume, options.budget_s)
-            print_table([list(quality.COLUMNS), *quality.rows(runs)])
         else:
             runs = criteria.run_criteria(file, jobs, folder, options.resume)
-            print_table([list(criteria_table.COLUMNS), *criteria_table.rows(runs)])
+        table = quality if options.suite == "quality" else criteria_table
+        print_table([list(table.COLUMNS), *table.rows(runs)])
         print(f"\n{len(runs)} runs; result files and pictures: {folder}")
         return int(any(run["status"] == "failed" for run in runs))
     runs = run_suite(protocol, hashlib.sha256(file.read_bytes()).hexdigest(), jobs, folder, options.seed)
@@ -83,6 +97,15 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{len(runs)} runs in {time.monotonic() - started:.0f} s; result files and pictures: {folder}")
     print("One row of pictures a run, the same noise and prompts in each: " + ", ".join(protocol["prompts"]))
     return int(any(run["status"] != "ok" for run in runs))
+
+
+def _launcher_refused(options: argparse.Namespace) -> str | None:
+    """Why the launcher does not go with the other options; None if it does."""
+    if options.launcher == "local":
+        return "--address goes with --launcher ray" if options.address else None
+    if options.suite not in ("engine", "quality"):
+        return f"--launcher ray runs the suites engine and quality, not {options.suite!r}"
+    return "--budget-s goes with --launcher local" if options.budget_s is not None else None
 
 
 def list_jobs(protocol: dict, only: list[str] | None) -> list[tuple[str, dict, bool]]:

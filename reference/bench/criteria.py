@@ -46,6 +46,15 @@ class Seed(NamedTuple):
     held_out: list[tuple[Call, Tensor]]
 
 
+class Session(NamedTuple):
+    """What all cells share."""
+
+    protocol: dict
+    sha256: str
+    dense: EmbeddedPipeline
+    seeds: list[Seed]
+
+
 def list_cells(protocol: dict, entries: list[str] | None) -> list[Cell]:
     """All cells in the order of the protocol."""
     known = [entry["entry"] for entry in protocol["entries"]]
@@ -62,28 +71,39 @@ def list_cells(protocol: dict, entries: list[str] | None) -> list[Cell]:
 
 def run_criteria(file: Path, cells: list[Cell], folder: Path, resume: bool = False) -> list[dict]:
     """Run the cells, a result file each; hand back theirs and, if resumed, those before."""
-    protocol, sha256 = yaml.safe_load(file.read_text()), hashlib.sha256(file.read_bytes()).hexdigest()
-    runs = [run for run in results.read(folder) if run["protocol"]["sha256"] == sha256] if resume else []
+    session = open_session(file.read_text())
+    runs = [run for run in results.read(folder) if run["protocol"]["sha256"] == session.sha256] if resume else []
     runs = [run for run in runs if run["status"] != "failed"]
     done = {_key(run["config"]) for run in runs}
-    dense = load_embedded(protocol["model"], getattr(torch, protocol["dtype"]))
-    seeds = [open_seed(protocol, dense, number) for number in protocol["noise_seeds"]]
     baseline = next((run["run_id"] for run in runs if run["subject"]["is_baseline"]), None)
     for cell in tqdm([Cell("dense", {}), *cells], desc="criteria", unit="run"):
         if _key(cell.keywords) in done:
             continue
-        run = results.frame(protocol, sha256, EMBEDDED[protocol["model"]], cell.entry, cell.keywords, baseline)
-        run["config"] |= {key: protocol[key] for key in ("calibration", "held_out")}
-        start = time.monotonic()
-        try:
-            _measure(run, cell, dense, seeds, protocol)
-        except (ValueError, RuntimeError) as error:
-            run |= {"status": "failed", "error": str(error), "achieved": None, "quality": []}
-        run["code"]["wall_seconds"] = round(time.monotonic() - start, 2)
-        results.write(run, folder)
-        runs.append(run)
-        baseline = baseline or run["run_id"]
+        runs.append(run_cell(session, cell, baseline, folder))
+        baseline = baseline or runs[-1]["run_id"]
     return runs
+
+
+def open_session(text: str) -> Session:
+    """Load the model and calibrate, as a protocol file with this text asks."""
+    protocol, sha256 = yaml.safe_load(text), hashlib.sha256(text.encode()).hexdigest()
+    dense = load_embedded(protocol["model"], getattr(torch, protocol["dtype"]))
+    return Session(protocol, sha256, dense, [open_seed(protocol, dense, n) for n in protocol["noise_seeds"]])
+
+
+def run_cell(session: Session, cell: Cell, baseline: str | None, folder: Path) -> dict:
+    """Measure one cell and write its result, failures included."""
+    protocol, weights = session.protocol, EMBEDDED[session.protocol["model"]]
+    run = results.frame(protocol, session.sha256, weights, cell.entry, cell.keywords, baseline)
+    run["config"] |= {key: protocol[key] for key in ("calibration", "held_out")}
+    start = time.monotonic()
+    try:
+        _measure(run, cell, session.dense, session.seeds, protocol)
+    except (ValueError, RuntimeError) as error:
+        run |= {"status": "failed", "error": str(error), "achieved": None, "quality": []}
+    run["code"]["wall_seconds"] = round(time.monotonic() - start, 2)
+    results.write(run, folder)
+    return run
 
 
 def open_seed(protocol: dict, dense: EmbeddedPipeline, number: int) -> Seed:

@@ -89,12 +89,8 @@ def run_quality(
     file: Path, cells: list[Cell], folder: Path, resume: bool = False, budget_s: float | None = None
 ) -> list[dict]:
     """Run the cells, a result file each; hand back the runs of this session and, if resumed, those before."""
-    protocol, sha256 = yaml.safe_load(file.read_text()), hashlib.sha256(file.read_bytes()).hexdigest()
-    seen, unseen = protocol["seen"], protocol["unseen"]
-    names = acceptance.listed_names(seen) + acceptance.unseen_names()[:unseen]
-    gallery = [name for _, name in catalogue()]
-    judge = Judge(protocol, sha256, load_evaluator(), names, gallery, drawings(SIZE)[1] / 2 + 0.5)
-    runs = [run for run in results.read(folder) if run["protocol"]["sha256"] == sha256] if resume else []
+    judge = open_judge(file.read_text())
+    runs = [run for run in results.read(folder) if run["protocol"]["sha256"] == judge.sha256] if resume else []
     done = {_key(run): run for run in runs if run["status"] != "failed"}
     subjects: dict[str, Subject] = {}
 
@@ -104,6 +100,19 @@ def run_quality(
             runs += run
         runs.append(run_cell(judge, subjects[cell.model], cell, folder))
     return runs
+
+
+def open_judge(text: str) -> Judge:
+    """What a protocol file with this text asks for."""
+    protocol = yaml.safe_load(text)
+    names = acceptance.listed_names(protocol["seen"]) + acceptance.unseen_names()[: protocol["unseen"]]
+    gallery = [name for _, name in catalogue()]
+    return Judge(protocol, file_hash(text), load_evaluator(), names, gallery, drawings(SIZE)[1] / 2 + 0.5)
+
+
+def file_hash(text: str) -> str:
+    """SHA-256 of a protocol file with this text."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def open_subject(judge: Judge, model: str, before: dict | None, folder: Path) -> tuple[Subject, list[dict]]:

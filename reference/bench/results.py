@@ -50,9 +50,14 @@ def frame(
         "quality": [],
         "speed": [],
         "environment": environment(device),
-        "code": code() | {"command": ["python", "-m", "reference.bench", *sys.argv[1:]], "wall_seconds": 0.0},
+        "code": code() | {"command": command(), "wall_seconds": 0.0},
         "artifacts": [],
     }
+
+
+def command() -> list[str]:
+    """The command line that this process runs."""
+    return ["python", "-m", "reference.bench", *sys.argv[1:]]
 
 
 def write(run: dict, folder: Path) -> Path:
