@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import reference
-from reference.bench import criteria, criteria_table, measure, quality, results
+from reference.bench import criteria, criteria_table, gpu, measure, quality, results
 from reference.bench.device import ROOT, device_folder
 from reference.bench.launcher import run_on_ray
 from reference.embedded import EMBEDDED, load_embedded
@@ -32,13 +32,15 @@ PROTOCOLS = Path(__file__).parent / "protocols"
 def main(arguments: list[str] | None = None) -> int:
     """Run a suite; 0 if every run is ok, 1 if one failed, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="python -m reference.bench", description=__doc__)
-    parser.add_argument("--suite", default="embedded", choices=["embedded", "engine", "quality"])
+    parser.add_argument("--suite", default="embedded", choices=["embedded", "engine", "quality", *gpu.SUITES])
     parser.add_argument("--protocol", type=Path, help="another protocol file than the suite's own")
     parser.add_argument("--method", action="append", help="only this entry, e.g. head (may be repeated)")
-    parser.add_argument("--model", action="append", help="quality: only this model (may be repeated)")
-    parser.add_argument("--resume", action="store_true", help="engine, quality: leave out what has a result already")
-    parser.add_argument("--budget-s", type=float, help="quality: start no run after so many seconds")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the result files")
+    parser.add_argument("--model", action="append", help="only this model (may be repeated); not for embedded, engine")
+    parser.add_argument("--resume", action="store_true", help="leave out what has a result already; not for embedded")
+    parser.add_argument("--budget-s", type=float, help="start no run after so many seconds; not for embedded, engine")
+    parser.add_argument("--out", type=Path, help="folder of the result files (results/; a dry run's: a temporary one)")
+    parser.add_argument("--device", default="cuda", help=f"{', '.join(gpu.SUITES)}: cuda, or cpu for a dry run")
+    parser.add_argument("--dry-run", action="store_true", help="GPU suites: shrunk architectures, nothing to publish")
     parser.add_argument("--seed", type=int, default=0, help="seed of recovery")
     parser.add_argument(
         "--launcher", default="local", choices=["local", "ray"], help="engine, quality: where cells run"
@@ -50,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     if wrong := _launcher_refused(options):
         print(f"error: {wrong}", file=sys.stderr)
         return 2
+    if options.suite in gpu.SUITES:
+        return gpu.main(options, print_table)
+    options.out = options.out or ROOT / "results"
     file = options.protocol or PROTOCOLS / f"{options.suite}.yaml"
     try:
         protocol = yaml.safe_load(file.read_text())

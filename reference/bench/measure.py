@@ -1,23 +1,19 @@
 """The measurements: what is left, how fast it is, how far it draws from the dense model. p counts pictures."""
 
 import copy
-import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from reference.bench import metrics
+from reference.bench import metrics, timing
 from reference.checkpoint import KEPT, save_pruned
 from reference.embedded.pipeline import EmbeddedPipeline
-
-BOOTSTRAPS = 2000
 
 
 def guided_inputs(pipeline: EmbeddedPipeline, pictures: int) -> dict[str, Tensor]:
@@ -82,32 +78,10 @@ def latency(
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    seconds: dict[str, list[float]] = {"dense": [], "pruned": []}
     with torch.inference_mode():
-        for turn in range(warmup + repeats):
-            for name, model in (("dense", dense), ("pruned", pruned)):
-                start = time.perf_counter()
-                model(**inputs)
-                if turn >= warmup:
-                    seconds[name].append(time.perf_counter() - start)
+        times = timing.paired(lambda: dense(**inputs), lambda: pruned(**inputs), "cpu", warmup, repeats)
     torch.set_num_threads(before)
-    turns = np.array([seconds["dense"], seconds["pruned"]])
-    samples = turns[:, np.random.default_rng(0).integers(repeats, size=(BOOTSTRAPS, repeats))]
-    ratios = np.median(samples[0], axis=1) / np.median(samples[1], axis=1)
-    return {
-        **{name: spread(np.array(s) * 1000) for name, s in seconds.items()},
-        "speedup": float(np.median(turns[0]) / np.median(turns[1])),
-        "speedup_ci95": np.quantile(ratios, [0.025, 0.975]).tolist(),
-        "warmup": warmup,
-        "repeats": repeats,
-        "threads": threads,
-    }
-
-
-def spread(values: np.ndarray) -> dict[str, float]:
-    """Median, 10th and 90th percentile."""
-    p10, median, p90 = np.quantile(values, [0.1, 0.5, 0.9])
-    return {"median": float(median), "p10": float(p10), "p90": float(p90)}
+    return times | {"threads": threads}
 
 
 class Trajectory(NamedTuple):

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 import yaml
 from torch import Tensor
-from tqdm import tqdm
 
 import reference
 from reference.bench import acceptance, measure, metrics, results
+from reference.bench.cells import pending
 from reference.embedded import EMBEDDED, load_embedded
 from reference.embedded.evaluator import Evaluator, load_evaluator
 from reference.embedded.models import SIZE
@@ -89,20 +89,12 @@ def run_quality(
     file: Path, cells: list[Cell], folder: Path, resume: bool = False, budget_s: float | None = None
 ) -> list[dict]:
     """Run the cells, a result file each; hand back the runs of this session and, if resumed, those before."""
-    started = time.monotonic()
     judge = open_judge(file.read_text())
     runs = [run for run in results.read(folder) if run["protocol"]["sha256"] == judge.sha256] if resume else []
     done = {_key(run): run for run in runs if run["status"] != "failed"}
     subjects: dict[str, Subject] = {}
 
-    bar = tqdm(cells, desc="quality", unit="cell")
-    for number, cell in enumerate(bar):
-        if _key(cell) in done:
-            continue
-        if budget_s is not None and time.monotonic() - started > budget_s:
-            tqdm.write(f"{budget_s:.0f} s are over; {len(cells) - number} cells are left for --resume")
-            break
-        bar.set_postfix_str(f"{cell.model} {' '.join(map(str, cell.keywords.values()))}")
+    for cell in pending(cells, lambda cell: _key(cell) in done, budget_s):
         if cell.model not in subjects:
             subjects[cell.model], run = open_subject(judge, cell.model, done.get((cell.model, "")), folder)
             runs += run

@@ -19,10 +19,15 @@ SCHEMA = ROOT / "schemas" / "result.schema.json"
 PHANTOM = 0.5
 
 
-def frame(protocol: dict, sha256: str, weights: Path, entry: str, keywords: dict, baseline: str | None) -> dict:
-    """A result with everything known before the run; `weights` is the folder of the dense model."""
+def frame(
+    protocol: dict, sha256: str, weights: Path, entry: str, keywords: dict, baseline: str | None, device: str = "cpu"
+) -> dict:
+    """A result with everything known before the run.
+
+    `weights` is the folder of the dense model, or the file of an architecture whose weights are drawn.
+    """
     now = datetime.now(UTC)
-    files = sorted(weights.rglob("*.safetensors"))
+    files = [weights] if weights.is_file() else sorted(weights.rglob("*.safetensors"))
     fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     settings = ("sampler", "noise_seeds", "dtype", "storage_dtype", "prompts")
     unique = hashlib.sha256(f"{now.isoformat()}{entry}{keywords}".encode()).hexdigest()[:6]
@@ -34,7 +39,7 @@ def frame(protocol: dict, sha256: str, weights: Path, entry: str, keywords: dict
         "error": None,
         "protocol": {"id": protocol["id"], "sha256": sha256},
         "subject": {
-            "model": weights.name,
+            "model": weights.name.removesuffix(".json"),
             "weights_sha256": fingerprint,
             "entry": entry,
             "is_baseline": baseline is None,
@@ -44,7 +49,7 @@ def frame(protocol: dict, sha256: str, weights: Path, entry: str, keywords: dict
         "achieved": None,
         "quality": [],
         "speed": [],
-        "environment": environment(),
+        "environment": environment(device),
         "code": code() | {"command": command(), "wall_seconds": 0.0},
         "artifacts": [],
     }
