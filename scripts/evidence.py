@@ -134,11 +134,11 @@ def criteria_page() -> str:
             "---\nhide: [toc]\n---",
             "# Criteria compared",
             "<!-- Generated from results/ by `python -m scripts.render`; edits here are overwritten. -->",
-            f"{machine(first)} Protocol `{first['protocol']['id']}`, model `{first['subject']['model']}`. Repeat it with "
-            "`python -m reference.bench --suite engine`. The error is that of the prediction, relative to the dense "
-            f"model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration did not "
-            f"see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense model; at 1 "
-            "the error is as large as what is to be predicted. Intervals are 95 % bootstraps over pictures.",
+            f"{machine(first)} Protocol `{first['protocol']['id']}`, model `{first['subject']['model']}`. Repeat it "
+            "with `python -m reference.bench --suite engine`. The error is that of the prediction, relative to the "
+            f"dense model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration did "
+            f"not see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense model; "
+            "at 1 the error is as large as what is to be predicted. Intervals are 95 % bootstraps over pictures.",
             "\n".join("| " + " | ".join(row) + " |" for row in rows),
             "## Do the orders that papers report hold here?",
             "\n".join(f"- {sentence}" for sentence in orders(runs)),
