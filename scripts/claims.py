@@ -70,7 +70,8 @@ def verdict(paper: dict, claim: dict, runs: list[dict], vocab: dict) -> Verdict:
     """What `runs` say about one claim of one paper."""
     tests = [r for r in runs if r["config"].get("claim") == f"{paper['id']}/{claim['id']}" and r["status"] == "ok"]
     metric, both = claim["metric"], (claim["dense"], claim["pruned"])
-    if tests and metric in GAINS and (None not in both or metric.endswith("removed")) and both[1] is not None:
+    in_unit = metric in GAINS and ("%" in claim["unit"]) == metric.endswith("removed") and "fewer" not in claim["unit"]
+    if tests and in_unit and both[1] is not None and (both[0] is not None or metric.endswith("removed")):
         run = tests[-1]
         baseline = next(r for r in runs if r["run_id"] == run["subject"]["baseline_run"])
         gain, interval = achieved(run, baseline, metric)

@@ -283,3 +283,26 @@ def test_first_load_is_light(site):
     ]
     size = sum(len(gzip.compress(f.read_bytes())) for f in files if "search" not in f.name)
     assert 50_000 < size < 300_000
+
+
+# Home
+
+
+def test_chooser_shows_runs_that_none_beats_or_names_the_missing_one(tab):
+    page = tab("index.html")
+    runs = page.evaluate("window.measured.runs")
+    assert len(runs) > 5
+    ids = page.locator(".answer tbody td:last-child a").all_inner_texts()
+    gains = {run["id"]: (run["psnr"][0], run["speed"][0], run["file"]) for run in runs}
+
+    def beaten(one: tuple) -> bool:
+        return any(all(a >= b for a, b in zip(two, one, strict=True)) and two != one for two in gains.values())
+
+    assert sorted(ids) == sorted(key for key, gain in gains.items() if not beaten(gain))
+    page.locator("[name=budget]").select_option("0")
+    trained = {run["id"] for run in runs if run["seconds"] > 0}
+    assert not trained & set(page.locator(".answer tbody td:last-child a").all_inner_texts())
+    page.locator("[name=model]").select_option("flux.1-dev")
+    assert "no published run of FLUX.1-dev" in page.locator(".answer").inner_text()
+    again = tab("index.html" + page.url[page.url.index("#") :])
+    assert again.locator("[name=model]").input_value() == "flux.1-dev"
