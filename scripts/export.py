@@ -27,6 +27,7 @@ ABOUT = "Papers, tools and articles on pruning diffusion models: a catalogue wit
 LICENCE = "https://creativecommons.org/publicdomain/zero/1.0/"
 PUBLISHED = "generated/data"  # where the site keeps what this program writes
 FEED_LENGTH = 100
+FEEDS = {"feed.xml": "awesome-diffusion-pruning", "verdicts.xml": "awesome-diffusion-pruning/verdicts"}
 ATOM = "http://www.w3.org/2005/Atom"
 
 
@@ -137,6 +138,11 @@ def table(entries: list[dict[str, Any]], keys: Iterable[str]) -> str:
 # Feeds
 
 
+def page_of(name: str, key: str, site: str) -> str:
+    """Where the site shows an entry: papers have pages of their own, tools and articles stand in a list."""
+    return f"{site}/generated/papers/{key}.html" if name == "papers" else f"{site}/generated/{name}.html#{key}"
+
+
 def additions(data: dict[str, list[dict[str, Any]]], site: str) -> list[dict[str, Any]]:
     """The newest entries of all files, as both feeds need them."""
     listed = [(name, entry) for name in catalog.FILES for entry in data[name]]
@@ -146,7 +152,7 @@ def additions(data: dict[str, list[dict[str, Any]]], site: str) -> list[dict[str
             # Of file and id alone: it stays the same when the site moves or a title is corrected.
             "id": uuid.uuid5(uuid.NAMESPACE_URL, f"awesome-diffusion-pruning/{name}/{entry['id']}").urn,
             "title": entry.get("title") or entry["name"],
-            "url": f"{site}/generated/{name}.html#{entry['id']}" if site else entry["url"],
+            "url": page_of(name, entry["id"], site) if site else entry["url"],
             "external_url": entry["url"],
             "summary": entry["summary"],
             "authors": entry.get("authors", []),
@@ -181,7 +187,7 @@ def xml_text(text: str) -> str:
     return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", text)
 
 
-def atom_feed(items: list[dict[str, Any]], site: str) -> str:
+def atom_feed(items: list[dict[str, Any]], site: str, title: str = NAME, file: str = "feed.xml") -> str:
     """feed.xml, Atom (RFC 4287)."""
     ElementTree.register_namespace("", ATOM)
 
@@ -191,15 +197,15 @@ def atom_feed(items: list[dict[str, Any]], site: str) -> str:
         return element
 
     feed = ElementTree.Element(f"{{{ATOM}}}feed")
-    sub(feed, "id", uuid.uuid5(uuid.NAMESPACE_URL, "awesome-diffusion-pruning").urn)
-    sub(feed, "title", NAME)
+    sub(feed, "id", uuid.uuid5(uuid.NAMESPACE_URL, FEEDS[file]).urn)
+    sub(feed, "title", title)
     sub(feed, "subtitle", ABOUT)
     sub(feed, "updated", items[0]["date"] if items else "1970-01-01T00:00:00Z")
     sub(sub(feed, "author"), "name", f"Contributors to {NAME}")
     sub(feed, "rights", "CC0-1.0")
     if site:
         sub(feed, "link", rel="alternate", href=f"{site}/")
-        sub(feed, "link", rel="self", href=f"{site}/{PUBLISHED}/feed.xml", type="application/atom+xml")
+        sub(feed, "link", rel="self", href=f"{site}/{PUBLISHED}/{file}", type="application/atom+xml")
     for item in items:
         entry = sub(feed, "entry")
         sub(entry, "id", item["id"])

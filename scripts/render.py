@@ -10,16 +10,11 @@ import json
 import os
 import re
 import sys
-import unicodedata
-from collections.abc import Iterable
 from pathlib import Path
 
-from scripts import catalog, evidence, validate
-from scripts.catalog import Document
+from scripts import catalog, chooser, claims, evidence, export, lists, paper_page, validate
+from scripts.text import NOTE, esc, link, newest_first, page_head, sentence, slug, venue_of
 
-NOTE = "Generated from {source} by `python -m scripts.render`; edits here are overwritten."
-ENTITIES = {c: f"&#{ord(c)};" for c in "<>|~$^`{}"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-BACKSLASHED = {c: f"\\{c}" for c in "\\*_[]"}
 VOCABULARIES = {
     "family": "Families",
     "granularity": "Granularities",
@@ -40,41 +35,7 @@ VOCABULARIES = {
 }
 
 
-# Text of the catalogue is written by strangers: nothing in it may act as Markdown or HTML.
-
-
-def esc(text: object) -> str:
-    """Any text as one line of Markdown that shows exactly that text."""
-    plain = " ".join(str(text).split())
-    plain = "".join(c for c in plain if unicodedata.category(c) not in ("Cc", "Cf"))
-    safe = "".join(ENTITIES.get(c) or BACKSLASHED.get(c) or c for c in plain)
-    if re.match(r"[!-/:-@]", safe) and safe[0] != "&":  # at the start of a line these open headings, lists, directives
-        safe = f"&#{ord(safe[0])};{safe[1:]}"
-    return re.sub(r"^(\d+)([.)])", lambda m: f"{m[1]}&#{ord(m[2])};", safe)
-
-
-def link(text: object, url: str) -> str:
-    """A Markdown link. The validator has refused everything but public http(s) addresses."""
-    quoted = re.sub(r"[()\[\]{}\\|`^*'\"<>]", lambda m: f"%{ord(m[0]):02X}", url)
-    return f"[{esc(text)}]({quoted.replace('&', '&amp;')})"
-
-
-def sentence(text: str) -> str:
-    """Text that ends with a full stop."""
-    return esc(text if text.rstrip().endswith((".", "!", "?")) else text.rstrip() + ".")
-
-
-def slug(vocabulary: str, value: str) -> str:
-    """Anchor of a value in the glossary. The underscore keeps it apart from ids of entries, which have none."""
-    return f"{vocabulary}_{re.sub('[^a-z0-9]+', '-', value.lower())}"
-
-
 # Order
-
-
-def newest_first(entries: Iterable[dict]) -> list[dict]:
-    """Papers by date of their first version, the newest first; equal ones by id."""
-    return sorted(entries, key=lambda e: (-e["year"], -e.get("month", 0), e["id"]))
 
 
 def shelves(papers: list[dict], vocab: dict) -> list[tuple[str, list[tuple[str | None, list[dict]]]]]:
@@ -97,14 +58,6 @@ def by_kind(entries: list[dict], kinds: dict) -> list[tuple[str, list[dict]]]:
 
 
 # README
-
-
-def venue_of(paper: dict) -> str:
-    """`NeurIPS 2023`, or the year alone."""
-    venue = paper.get("venue")
-    if not venue:
-        return str(paper["year"])
-    return f"{venue['name']} {venue['year']}" + (", withdrawn" if venue["status"] == "withdrawn" else "")
 
 
 def readme_papers(papers: list[dict], vocab: dict) -> str:
@@ -183,163 +136,6 @@ def fill(readme: str, blocks: dict[str, str]) -> tuple[str, list[str]]:
 # Site
 
 
-def terms(vocab: dict, vocabulary: str, values: list[str]) -> str:
-    """Values as links into the glossary."""
-    labels = [f"[{esc(vocab[vocabulary][v]['label'])}](glossary.md#{slug(vocabulary, v)})" for v in values]
-    return ", ".join(labels) or "not stated"
-
-
-def page_head(title: str, source: str, text: str) -> list[str]:
-    """Title and first paragraph of a generated page."""
-    return [f"<!-- {NOTE.format(source=source)} -->", "", f"# {title}", "", text, ""]
-
-
-def foot(entry: dict, line: int, file: str, links: dict, repo_url: str) -> list[str]:
-    """What every entry ends with: evidence, date of the check, state of the link, where to edit."""
-    seen = [f"{link(page['what'], page['url'])} ({page['seen']})" for page in entry["evidence"]]
-    record = links.get(entry["url"])
-    state = f"link: {esc(record['class'])} on {esc(record['last_checked'])}" if record else "link not yet checked"
-    checked = f"facts checked {entry['checked']}" if "checked" in entry else "facts not checked on a primary page"
-    place = f"[edit this entry]({repo_url}/edit/main/{file}#L{line})" if repo_url else f"edit: {file}, line {line}"
-    return [
-        f"- **Evidence:** {'; '.join(seen)}",
-        f"- **State:** {checked}; confidence {entry['confidence']}; {state}; {place}",
-    ]
-
-
-def claims_table(claims: list[dict], vocab: dict) -> list[str]:
-    """The numbers that a paper prints, as it prints them."""
-    lines = ["| Metric | Setting | Dense | Pruned | Hardware | Printed in |", "|---|---|---:|---:|---|---|"]
-    for claim in claims:
-        unit, both = esc(claim["unit"]), (claim["dense"], claim["pruned"])
-        numbers = ["not printed" if number is None else f"{number} {unit}" for number in both]
-        hardware = esc(claim["hardware"]) if claim["hardware"] else "hardware not stated"
-        cells = [terms(vocab, "metric", [claim["metric"]]), esc(claim["setting"]), *numbers, hardware]
-        lines.append(f"| {' | '.join(cells)} | {link(claim['where'], claim['evidence'])} |")
-    return ["", *lines]
-
-
-def site_papers(document: Document, vocab: dict, links: dict, repo_url: str) -> str:
-    """Every paper with its facts and claims, each under its own anchor."""
-    lines = page_head(
-        "Papers",
-        "papers.yaml",
-        "Shelves by family; the pruning shelf by what one removed unit is (a paper with several kinds stands under the "
-        "first it names). Numbers in the tables are those that the papers print, not ours: ours are on the page "
-        "[Benchmarks](../benchmarks.md).",
-    )
-    line_of = {paper["id"]: document.mark((i,))[0] for i, paper in enumerate(document.data)}
-    shelved = shelves(document.data, vocab)
-    lines += ["| Shelf | Papers | What it holds |", "|---|---:|---|"]
-    for family, groups in shelved:
-        count = sum(len(members) for _, members in groups)
-        label, definition = vocab["family"][family]["label"], vocab["family"][family]["definition"]
-        lines.append(f"| [{esc(label)}](#{slug('shelf', family)}) | {count} | {esc(definition)} |")
-    for family, groups in shelved:
-        lines += ["", f"## {esc(vocab['family'][family]['label'])} {{ #{slug('shelf', family)} }}"]
-        for group, members in groups:
-            if group:
-                lines += ["", f"### {esc(vocab['granularity'][group]['label'])} {{ #{slug('shelf_pruning', group)} }}"]
-            for paper in members:
-                lines += paper_section(paper, vocab)
-                lines += foot(paper, line_of[paper["id"]], "papers.yaml", links, repo_url)
-                lines += claims_table(paper["claims"], vocab) if "claims" in paper else []
-    return "\n".join(lines) + "\n"
-
-
-def paper_section(paper: dict, vocab: dict) -> list[str]:
-    """One paper: heading, people, links, summary, facts."""
-    authors = ", ".join(paper["authors"]) + ("" if paper["authors_complete"] else " and others")
-    venue, since = paper.get("venue"), str(paper["year"]) + (f"-{paper['month']:02d}" if "month" in paper else "")
-    status = f" ({vocab['venue_status'][venue['status']]['label'].lower()})" if venue else ""
-    appeared = f"{esc(venue_of(paper))}{status}, first version {since}" if venue else f"venue not known, {since}"
-    addresses = [link("paper", paper["url"])]
-    if "code" in paper:
-        whose = "code by the authors" if paper["code"]["official"] else "code by others"
-        addresses.append(link(whose, paper["code"]["url"]))
-    addresses += [link(key.replace("_", " "), paper[key]) for key in ("project_page", "weights") if key in paper]
-    if "doi" in paper:
-        addresses.append(link("DOI", f"https://doi.org/{paper['doi']}"))
-    if "openreview" in paper:
-        addresses.append(link("OpenReview", f"https://openreview.net/forum?id={paper['openreview']}"))
-    facts = {"granularity": "Removes", "criterion": "Criterion", "schedule": "Schedule", "recovery": "Recovery"}
-    listed = [f"**{label}:** {terms(vocab, field, paper[field])}" for field, label in facts.items()]
-    return [
-        "",
-        f"#### {esc(paper['title'])} {{ #{paper['id']} }}",
-        "",
-        f"{esc(authors)}. {appeared}. {', '.join(addresses)}.",
-        "",
-        sentence(paper["summary"]),
-        "",
-        f"- {' · '.join(listed)}",
-        f"- **Models:** {terms(vocab, 'models', paper['targets'])}",
-        *([f"- **Limits:** {sentence(paper['limits'])}"] if "limits" in paper else []),
-    ]
-
-
-def references(ids: list[str], known: dict[str, set[str]]) -> str:
-    """Ids of entries as links to their pages."""
-    return ", ".join(f"[{i}]({page}.md#{i})" for i in ids for page, have in known.items() if i in have)
-
-
-def site_tools(document: Document, vocab: dict, links: dict, repo_url: str, known: dict[str, set[str]]) -> str:
-    """Every tool with its facts."""
-    lines = page_head("Tools", "tools.yaml", "Libraries, research code, kernels and models, by kind.")
-    line_of = {tool["id"]: document.mark((i,))[0] for i, tool in enumerate(document.data)}
-    for kind, members in by_kind(document.data, vocab["tool_kind"]):
-        lines += ["", f"## {esc(vocab['tool_kind'][kind]['label'])} {{ #{slug('kind', kind)} }}"]
-        for tool in members:
-            addresses = [link("repository" if "github.com" in tool["url"] else "page", tool["url"])]
-            addresses += [link("home page", tool["homepage"])] if "homepage" in tool else []
-            package = f" · **Package:** {esc(tool['package']['pypi'])}" if "package" in tool else ""
-            version = f" · **Version seen:** {esc(tool['version_seen'])}" if "version_seen" in tool else ""
-            note = f". {sentence(tool['diffusion_note'])}" if "diffusion_note" in tool else ""
-            removes = terms(vocab, "granularity", tool["granularity"]) if tool["granularity"] else "nothing"
-            works_with = references(tool.get("works_with", []), {"papers": known["papers"]})
-            lines += [
-                "",
-                f"### {esc(tool['name'])} {{ #{tool['id']} }}",
-                "",
-                f"{sentence(tool['summary'])} {', '.join(addresses)}.",
-                "",
-                f"- **Language:** {esc(tool['language'])} · **Licence:** {esc(tool['license'])} · "
-                f"**Upkeep:** {terms(vocab, 'tool_status', [tool['status']])}{package}{version}",
-                f"- **Removes:** {removes} · "
-                f"**Diffusion models:** {terms(vocab, 'diffusion_support', [tool['supports_diffusion']])}{note}",
-                *([f"- **Papers:** {works_with}"] if works_with else []),
-                *([f"- **Limits:** {sentence(tool['limits'])}"] if "limits" in tool else []),
-                *foot(tool, line_of[tool["id"]], "tools.yaml", links, repo_url),
-            ]
-    return "\n".join(lines) + "\n"
-
-
-def site_articles(document: Document, vocab: dict, links: dict, repo_url: str, known: dict[str, set[str]]) -> str:
-    """Every article with its facts."""
-    lines = page_head("Articles", "articles.yaml", "Tutorials, posts, talks, courses and documentation, by kind.")
-    line_of = {article["id"]: document.mark((i,))[0] for i, article in enumerate(document.data)}
-    for kind, members in by_kind(document.data, vocab["article_kind"]):
-        lines += ["", f"## {esc(vocab['article_kind'][kind]['label'])} {{ #{slug('kind', kind)} }}"]
-        for article in members:
-            people = ", ".join(article["authors"]) or "author not named"
-            facts = [people, article.get("publisher"), article.get("published"), article["language"]]
-            copy = f" {link('Archived copy', article['archive_url'])}." if "archive_url" in article else ""
-            about = references(article.get("about", []), {"papers": known["papers"], "tools": known["tools"]})
-            lines += [
-                "",
-                f"### {esc(article['title'])} {{ #{article['id']} }}",
-                "",
-                f"{esc(', '.join(filter(None, facts)))}. {link('Read it', article['url'])}.{copy}",
-                "",
-                sentence(article["summary"]),
-                "",
-                f"- **Topics:** {terms(vocab, 'topic', article['topics'])}",
-                *([f"- **About:** {about}"] if about else []),
-                *foot(article, line_of[article["id"]], "articles.yaml", links, repo_url),
-            ]
-    return "\n".join(lines) + "\n"
-
-
 def site_glossary(vocab: dict) -> str:
     """Every closed vocabulary with its definitions."""
     lines = page_head("Glossary", "schemas/vocab.yaml", "The words that the catalogue, the code and the results share.")
@@ -393,6 +189,7 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
         return 1
 
     papers, tools, articles = (documents[name] for name in catalog.FILES)
+    data = {name: document.data for name, document in documents.items()}
     known = {name: {entry["id"] for entry in document.data} for name, document in documents.items()}
     note = "<!-- " + NOTE + " -->"
     blocks = {
@@ -416,20 +213,33 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     lock = root / "links.lock.json"
     links = json.loads(lock.read_text(encoding="utf-8")) if lock.exists() else {}
     address = repo_url(root)
-    pages = {
-        "papers": site_papers(papers, vocab, links, address),
-        "tools": site_tools(tools, vocab, links, address, known),
-        "articles": site_articles(articles, vocab, links, address, known),
+    runs = evidence.published()
+    measured = claims.measured_here(papers.data, runs)
+    pages = {kind: lists.page(kind, documents[kind], vocab, links, address, known, measured) for kind in catalog.FILES}
+    pages |= {
+        "claims": claims.page(papers.data, runs, vocab),
         "glossary": site_glossary(vocab),
         "results": evidence.site_page(address),
         "coverage": evidence.coverage_page(),
         "criteria": evidence.criteria_page(),
     }
+    by_paper = paper_page.pages(papers, data, vocab, links, address, runs)
+    pages |= {f"papers/{key}": text for key, text in by_paper.items()}
+    for old in (root / "site" / "generated" / "papers").glob("*.md"):
+        if old.stem not in by_paper:  # its entry was removed or renamed
+            old.unlink()
     write(readme_path, readme)
     for name, text in pages.items():
         write(root / "site" / "generated" / f"{name}.md", text)
     for path, content in evidence.pictures().items():
         write(root / path, content)
+    bib = {paper["id"]: export.bib_entry(paper) for paper in papers.data}
+    # A classic script: pages opened from disk may load neither JSON nor modules.
+    script = f"/* {NOTE.format(source='papers.yaml')} */\nwindow.bibtex = {json.dumps(bib, ensure_ascii=False)};\n"
+    write(root / "site" / "generated" / "data" / "bibtex.js", script)
+    write(root / "site" / "generated" / "data" / "runs.js", chooser.script(runs, vocab, address))
+    feed = claims.feed(papers.data, runs, vocab, export.site_url(root))
+    write(root / "site" / "generated" / "data" / "verdicts.xml", feed)
     return 0
 
 

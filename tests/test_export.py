@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from scripts import catalog, export, render, validate
+from scripts import catalog, export, lists, paper_page, render, validate
 from tests.scale import TODAY, catalogue
 from tests.test_add import HOSTILE
 from tests.test_catalog import ARTICLES, PAPERS, TOOLS, change
@@ -220,7 +220,7 @@ def test_ids_of_feeds_stay(root):
     assert [item["id"] for item in feed["items"]] == before
     assert len({*before}) == 4
     assert feed["feed_url"] == "https://example.org/list/generated/data/feed.json"
-    assert feed["items"][0]["url"] == "https://example.org/list/generated/papers.html#alpha-pruning"
+    assert feed["items"][0]["url"] == "https://example.org/list/generated/papers/alpha-pruning.html"
     assert feed["items"][0]["external_url"] == "https://arxiv.org/abs/2305.00001"
     link = ElementTree.fromstring(files["feed.xml"]).find(f"{A}link[@rel='self']")
     assert link.get("href") == "https://example.org/list/generated/data/feed.xml"
@@ -309,7 +309,10 @@ def test_work_grows_linearly(tmp_path):
         assert sum(map(len, data.values())) == size
         profile.runcall(export.exports, data, root)
         profile.runcall(render.readme_papers, data["papers"], vocab)
-        profile.runcall(render.site_papers, documents["papers"], vocab, {}, "")
+        known = {name: {entry["id"] for entry in entries} for name, entries in data.items()}
+        measured = dict.fromkeys(known["papers"], "no")
+        profile.runcall(lists.page, "papers", documents["papers"], vocab, {}, "", known, measured)
+        profile.runcall(paper_page.pages, documents["papers"], data, vocab, {}, "", [])
         return sum(entry.callcount for entry in profile.getstats())
 
     small, large = calls(500), calls(5000)

@@ -1,0 +1,239 @@
+"""Claimed against measured: for every number that a paper prints, what our runs say about it, and why not if nothing.
+
+A run tests a claim only if it says so: `config.claim` is `<paper>/<claim>`. Everything else is *not comparable*, and
+the reasons name what differs. Gains are compared, never absolute times on other hardware: the gain of a speed-up of
+1.3x is 0.3, that of a share removed is the share.
+"""
+
+import re
+import uuid
+from typing import NamedTuple
+
+from reference.bench import results
+from scripts import export
+from scripts.text import NOTE, esc, link, terms
+
+# Dimensionless gains, and how a claim's two numbers give them. Other metrics are absolute, or are not measured here.
+GAINS = {
+    "speed-up": lambda dense, pruned: pruned / dense - 1,
+    "params-removed": lambda dense, pruned: _share(pruned) - _share(dense),
+    "macs-removed": lambda dense, pruned: _share(pruned) - _share(dense),
+    "params": lambda dense, pruned: 1 - pruned / dense,
+    "macs": lambda dense, pruned: 1 - pruned / dense,
+    "flops": lambda dense, pruned: 1 - pruned / dense,
+    "size": lambda dense, pruned: 1 - pruned / dense,
+}
+ABSOLUTE = {"latency", "throughput", "memory", "energy", "training-cost"}
+WORDS = {
+    "reproduced": "at least 90 % of the claimed gain, or the claim lies in the interval",
+    "partly": "at least half of the claimed gain",
+    "not reproduced": "less than half of the claimed gain",
+    "not comparable": "no run of ours tests it; the reasons say what differs",
+}
+FOUNDING = "the founding note of this list"
+# What the note said of magnitude pruning of single weights: rate -> (share of the file gone, gain in speed, at least).
+FOUNDING_CLAIMS = {0.3: (0.30, 0.15), 0.5: (0.50, 0.30)}
+
+
+class Verdict(NamedTuple):
+    """What our runs say about a claim: one of WORDS, the reasons, and the run that was used."""
+
+    word: str
+    reasons: list[str]
+    run: dict | None = None
+    measured: float | None = None  # gain
+    interval: tuple[float, float] | None = None
+
+
+def _share(percent: float | None) -> float:
+    return (percent or 0.0) / 100
+
+
+def judge(claimed: float, measured: float, interval: tuple[float, float] | None = None) -> str:
+    """Verdict on a gain: 0.3 for 1.3 times as fast, or for 30 % less."""
+    if measured >= 0.9 * claimed or (interval is not None and interval[0] <= claimed <= interval[1]):
+        return "reproduced"
+    return "partly" if measured >= 0.5 * claimed else "not reproduced"
+
+
+def achieved(run: dict, baseline: dict, metric: str) -> tuple[float, tuple[float, float] | None]:
+    """Gain of a run in a metric of GAINS, with its interval where it is a time (at the largest batch)."""
+    now, was = run["achieved"], baseline["achieved"]
+    if metric == "speed-up":
+        speed = max(run["speed"], key=lambda s: s["pictures"])
+        return speed["speedup"] - 1, (speed["speedup_ci95"][0] - 1, speed["speedup_ci95"][1] - 1)
+    field = {"params-removed": "parameters", "params": "parameters", "size": "bytes"}.get(metric, "macs")
+    return 1 - now[field] / was[field], None
+
+
+def verdict(paper: dict, claim: dict, runs: list[dict], vocab: dict) -> Verdict:
+    """What `runs` say about one claim of one paper."""
+    tests = [r for r in runs if r["config"].get("claim") == f"{paper['id']}/{claim['id']}" and r["status"] == "ok"]
+    metric, both = claim["metric"], (claim["dense"], claim["pruned"])
+    in_unit = metric in GAINS and ("%" in claim["unit"]) == metric.endswith("removed") and "fewer" not in claim["unit"]
+    if tests and in_unit and both[1] is not None and (both[0] is not None or metric.endswith("removed")):
+        run = tests[-1]
+        baseline = next(r for r in runs if r["run_id"] == run["subject"]["baseline_run"])
+        gain, interval = achieved(run, baseline, metric)
+        word = judge(GAINS[metric](*both), gain, interval)
+        return Verdict(word, [f"ratio measured on other hardware: {run['environment']['cpu']}"], run, gain, interval)
+    return Verdict("not comparable", reasons(paper, claim, runs, vocab))
+
+
+def reasons(paper: dict, claim: dict, runs: list[dict], vocab: dict) -> list[str]:
+    """What differs between a claim and all of our runs: unit removed, model, metric, hardware."""
+    found = []
+    units, models = {_unit(run) for run in runs if _unit(run)}, {run["subject"]["model"] for run in runs}
+    if not units & set(paper["granularity"]):
+        names = [vocab["granularity"][g]["label"].lower() for g in paper["granularity"]]
+        found.append(f"no run removes {' or '.join(names)}" if names else "it removes no part of the network")
+    if not models & set(paper["targets"]):
+        found.append(f"another model ({', '.join(sorted(models))})" if models else "no run yet")
+    if claim["metric"] in ABSOLUTE and claim["unit"] != "x":
+        where = f"on {claim['hardware']}" if claim["hardware"] else "on hardware that is not stated"
+        found.append(f"an absolute figure {where}")
+    elif claim["metric"] not in GAINS:
+        found.append(f"no run measures {vocab['metric'][claim['metric']]['label']}")
+    return found or ["no run names this claim"]
+
+
+def _unit(run: dict) -> str | None:
+    unit = run["config"].get("granularity")
+    return "N:M" if unit and re.fullmatch(r"\d+:\d+", unit) else unit
+
+
+def sentence_of(found: Verdict) -> str:
+    """A verdict in one cell of a Markdown table."""
+    if found.run is None:
+        return f"not comparable: {esc('; '.join(found.reasons))}"
+    spread = f" ({found.interval[0]:+.0%} to {found.interval[1]:+.0%})" if found.interval else ""
+    return f"**{found.word}**: {found.measured:+.0%}{spread}; {esc('; '.join(found.reasons))}"
+
+
+def measured_here(papers: list[dict], runs: list[dict]) -> dict[str, str]:
+    """Facet of the list: `claim` if a run tests one of the paper's claims, `unit` if one removes the same unit."""
+    tested = {run["config"]["claim"].split("/")[0] for run in runs if "claim" in run["config"]}
+    return {p["id"]: "claim" if p["id"] in tested else "unit" if nearest(p, runs) else "no" for p in papers}
+
+
+def nearest(paper: dict, runs: list[dict]) -> list[dict]:
+    """Runs that remove the same kind of unit as a pruning paper: of each kind and recovery that nearest to one half."""
+    if paper["family"] != "pruning":
+        return []
+    best = {}
+    for run in runs:
+        unit, recovery = _unit(run), run["config"].get("recovery", {}).get("kind", "none")
+        if run["status"] == "ok" and unit in paper["granularity"]:
+            distance = abs(run["config"]["amount"] - 0.5)
+            if (unit, recovery) not in best or distance < best[unit, recovery][0]:
+                best[unit, recovery] = (distance, run)
+    return [run for _, run in best.values()]
+
+
+def runs_table(runs: list[dict], page: str) -> list[str]:
+    """Markdown rows of a few runs: what went, what it bought, what it cost."""
+    lines = ["| Removed | Recovery | Speed-up (95 %) | PSNR to the dense picture | Run |", "|---|---|---|---|---|"]
+    for run in runs:
+        speed = max(run["speed"], key=lambda s: s["pictures"], default=None)
+        times = (
+            f"{speed['speedup']:.2f}x ({speed['speedup_ci95'][0]:.2f}-{speed['speedup_ci95'][1]:.2f})" if speed else "-"
+        )
+        quality = results.value(next((q for q in run["quality"] if q["metric"] == "psnr"), None), 1)
+        what = f"{results.percent(run['config'].get('amount'))} of each layer's units: {run['config']['granularity']}"
+        kind = run["config"].get("recovery", {}).get("kind", "none")
+        lines.append(f"| {what} | {kind} | {times} | {quality} dB | [{run['run_id']}]({page}#runs) |")
+    return lines
+
+
+def founding(runs: list[dict]) -> list[tuple[str, float, Verdict]]:
+    """The founding note's claims on magnitude pruning of weights: (what, claimed gain, verdict)."""
+    rows = []
+    by_id = {run["run_id"]: run for run in runs}
+    for run in runs:
+        rate = run["config"].get("amount")
+        if run["subject"]["entry"] != "unstructured" or rate not in FOUNDING_CLAIMS or run["status"] != "ok":
+            continue
+        for metric, claimed in zip(("size", "speed-up"), FOUNDING_CLAIMS[rate], strict=True):
+            gain, interval = achieved(run, by_id[run["subject"]["baseline_run"]], metric)
+            word = judge(claimed, gain, interval)
+            what = f"{rate:.0%} of the weights: {'smaller file' if metric == 'size' else 'faster'}"
+            rows.append((what, claimed, Verdict(word, [f"on {run['environment']['cpu']}"], run, gain, interval)))
+    return rows
+
+
+def page(papers: list[dict], runs: list[dict], vocab: dict) -> str:
+    """Markdown of site/generated/claims.md."""
+    judged = [(p, c, verdict(p, c, runs, vocab)) for p in papers for c in p.get("claims", [])]
+    first = founding(runs)
+    counts = {word: sum(v.word == word for *_, v in judged) + sum(v.word == word for *_, v in first) for word in WORDS}
+    lines = [
+        "---\nhide: [toc]\n---",
+        "",
+        f"<!-- {NOTE.format(source='papers.yaml and results/')} -->",
+        "",
+        "# Claimed against measured",
+        "",
+        f"All {len(judged)} numbers that the papers of the catalogue print, and the {len(first)} that "
+        f"{FOUNDING} gave, each with what our runs say. A run tests a claim only if it names it; *not comparable* is "
+        "the default, and says what differs. Ratios may be judged on other hardware and say so; absolute times never. "
+        "[Verdicts as a feed](data/verdicts.xml).",
+        "",
+        "| Verdict | Means | Claims |",
+        "|---|---|---:|",
+        *(f"| {word} | {meaning} | {counts[word]} |" for word, meaning in WORDS.items()),
+        "",
+        "## Judged",
+        "",
+        "| Who | What | Claimed gain | Measured gain (95 %) | Verdict | Run |",
+        "|---|---|---:|---:|---|---|",
+    ]
+    for what, claimed, v in first:
+        lines.append(_judged_row(FOUNDING.capitalize(), what, claimed, v))
+    for p, c, v in judged:
+        if v.run is not None:
+            claimed = GAINS[c["metric"]](c["dense"], c["pruned"])
+            who = f"[{esc(p['title'])}](papers/{p['id']}.md)"
+            lines.append(_judged_row(who, f"{esc(c['metric'])}: {esc(c['setting'])}", claimed, v))
+    lines += ["", "## Not comparable", "", "| Paper | Metric | Setting | Dense | Pruned | Printed in | Why not |"]
+    lines += ["|---|---|---|---:|---:|---|---|"]
+    for p, c, v in judged:
+        if v.run is None:
+            numbers = ["-" if n is None else f"{n} {esc(c['unit'])}" for n in (c["dense"], c["pruned"])]
+            who = f"[{esc(p['title'].split(':')[0])}](papers/{p['id']}.md)"
+            cells = [who, terms(vocab, "metric", [c["metric"]]), esc(c["setting"]), *numbers]
+            cells += [link(c["where"], c["evidence"]), esc("; ".join(v.reasons))]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _judged_row(who: str, what: str, claimed: float, v: Verdict) -> str:
+    spread = f" ({v.interval[0]:+.0%} to {v.interval[1]:+.0%})" if v.interval else ""
+    return (
+        f"| {who} | {what} | {claimed:+.0%} | {v.measured:+.0%}{spread} | **{v.word}**, {esc('; '.join(v.reasons))} | "
+        f"[{v.run['run_id']}](results.md#runs) |"
+    )
+
+
+def feed(papers: list[dict], runs: list[dict], vocab: dict, site: str) -> str:
+    """verdicts.xml: every verdict that a run gave, the newest first, as Atom."""
+    given = [(f"founding/{what}", f"{FOUNDING}, {what}", claimed, v) for what, claimed, v in founding(runs)]
+    for p in papers:
+        for c in p.get("claims", []):
+            v = verdict(p, c, runs, vocab)
+            if v.run is not None:
+                claimed = GAINS[c["metric"]](c["dense"], c["pruned"])
+                given.append((f"{p['id']}/{c['id']}", f"{p['title']}, {c['metric']}", claimed, v))
+    given.sort(key=lambda item: item[3].run["created"], reverse=True)
+    items = [
+        {
+            "id": uuid.uuid5(uuid.NAMESPACE_URL, f"{export.FEEDS['verdicts.xml']}/{key}/{v.run['run_id']}").urn,
+            "title": f"{v.word.capitalize()}: {what}",
+            "url": f"{site}/generated/claims.html",
+            "authors": [],
+            "date": v.run["created"],
+            "tags": [v.word],
+            "summary": f"Claimed {claimed:+.0%}, measured {v.measured:+.0%} in run {v.run['run_id']}.",
+        }
+        for key, what, claimed, v in given
+    ]
+    return export.atom_feed(items, site, f"{export.NAME}: claimed against measured", "verdicts.xml")
