@@ -95,7 +95,7 @@ def test_every_result_is_valid_and_bears_all_metrics(suite):
 def test_the_table_names_what_failed(suite):
     table = list(quality.rows(suite[3]))
     assert {len(row) for row in table} == {len(quality.COLUMNS)}
-    assert any("channel" in row[4] for row in table if row[1] == "channel")
+    assert any("no residual blocks of convolutions" in row[4] for row in table if row[1] == "channel")
 
 
 def test_the_protocol_goes_coarse_first_through_pairs_that_the_contract_allows():
