@@ -43,7 +43,9 @@ def recorded(root: nn.Module, plan: Plan, mode: str) -> Iterator[None]:
 
 
 def _spans(group: Group, prefix: str) -> list:
-    return [group.count, [[s.parameter.removeprefix(prefix), s.dim, s.start, s.width] for s in group.slices]]
+    # UNetFlat computes its widths with numpy, whose integers are no JSON.
+    places = ([s.parameter.removeprefix(prefix), *map(int, (s.dim, s.start, s.width))] for s in group.slices)
+    return [int(group.count), list(places)]
 
 
 def _moved(before: dict[nn.Module, str], after: dict[nn.Module, str]) -> dict[str, str | None]:

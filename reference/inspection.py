@@ -55,6 +55,9 @@ def read_manifest(file: Path, format: str) -> dict:
     return manifest
 
 
+MOST_DIMS = 5  # of a parameter: a convolution of video has this many
+
+
 def _is_step(step: object) -> bool:
     """A step of the history, as `history.py` describes it."""
     if not isinstance(step, dict) or not isinstance(step.get("granularity"), str):
@@ -67,7 +70,7 @@ def _is_step(step: object) -> bool:
         for s in spans[1]:
             if not isinstance(s, list) or [type(part) for part in s] != [str, int, int, int]:
                 return False
-            if s[1] not in (0, 1) or s[2] < 0 or not 0 < s[3] <= SMALL // spans[0]:
+            if not 0 <= s[1] < MOST_DIMS or s[2] < 0 or not 0 < s[3] <= SMALL // spans[0]:
                 return False
     return True
 

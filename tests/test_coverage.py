@@ -33,6 +33,8 @@ FAMILIES = (
     "UNet2DConditionModel",
     "UNet2DModel",
     "WanTransformer3DModel",
+    "UNetFlatConditionModel",
+    "WuerstchenPrior",
 )
 # Its dense model cannot be saved by diffusers either: it borrows modules of a transformer.
 NOT_REBUILT = ("ZImageControlNetModel",)
