@@ -6,7 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from torch import Tensor
 
 TEXT_TOKENS, WIDTH = 5, 24
@@ -34,6 +34,21 @@ def tiny_mmdit(seed: int = 0, **changes) -> SD3Transformer2DModel:
         for parameter in model.parameters():
             parameter.normal_(0, 0.3)
     return model.eval()
+
+
+def tiny_unet() -> UNet2DConditionModel:
+    """Two stages, attention in the outer one; 8 norm groups, so that channels can go."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        layers_per_block=1,
+    )
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import FluxTransformer2DModel
 from torch import nn
 
 import reference
-from tests.conftest import deviation, forward, tiny_mmdit
+from tests.conftest import deviation, forward, tiny_mmdit, tiny_unet
 
 RANK, ALPHA = 3, 6.0
 
@@ -107,23 +107,9 @@ def flux():
     return FluxTransformer2DModel(in_channels=4, **sizes, **text)
 
 
-def unet():
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        norm_num_groups=8,
-        layers_per_block=1,
-    )
-
-
 @pytest.mark.parametrize(
     ("make", "granularity"),
-    [(flux, "head"), (flux, "neuron"), (unet, "head"), (unet, "neuron"), (unet, "channel")],
+    [(flux, "head"), (flux, "neuron"), (tiny_unet, "head"), (tiny_unet, "neuron"), (tiny_unet, "channel")],
 )
 def test_packed_columns_gates_and_convolutions(make, granularity, tmp_path):
     parameters_agree(make, granularity, tmp_path / "m")

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, UNet2DConditionModel, WanTransformer3DModel
+from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 
 import reference
 from reference import bit_select, on_disk, out_of_core, passes
@@ -18,26 +18,13 @@ from reference.out_of_core import prune_out_of_core
 from reference.request import Request
 from reference.select import lowest
 from reference.streaming import read_header
-from tests.conftest import forward, tiny_mmdit
+from tests.conftest import forward, tiny_mmdit, tiny_unet
 
 
 def flux():
     sizes = {"num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 4}
     return FluxTransformer2DModel(
         in_channels=4, joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8), **sizes
-    )
-
-
-def unet():
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        norm_num_groups=8,
-        layers_per_block=1,
     )
 
 
@@ -98,9 +85,9 @@ def assert_same(folder, expected):
         (tiny_mmdit, "neuron", {"amount": 0.3, "criterion": "magnitude-l1"}),
         (flux, "head", {"amount": 0.5, "scope": "global"}),
         (flux, "neuron", {"amount": 0.3}),
-        (unet, "weight", {"amount": 0.5, "scope": "global"}),
-        (unet, "2:4", {}),
-        (unet, "channel", {"amount": 0.5}),
+        (tiny_unet, "weight", {"amount": 0.5, "scope": "global"}),
+        (tiny_unet, "2:4", {}),
+        (tiny_unet, "channel", {"amount": 0.5}),
         (wan, "head", {"amount": 0.5}),
     ],
 )
