@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from reference.checkpoint import PLAIN, source_of
 from reference.inspection import checked_on_meta, model_class, read_json
+from reference.manifest import PLAIN, source_of
 from reference.models import DENOISERS
 from reference.streaming import Entry, read_header
 

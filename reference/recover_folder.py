@@ -19,10 +19,11 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from reference.checkpoint import MANIFEST, check_target, load_pruned, save_pruned
+from reference.checkpoint import check_target, load_pruned, save_pruned
 from reference.conditioning import denoiser_of, picture_size
 from reference.iterative import stay_removed
 from reference.loaders import load_pipeline
+from reference.manifest import MANIFEST
 from reference.pictures import Pictures, read_folder
 from reference.plans import digest
 from reference.recovery import Recipe, fit

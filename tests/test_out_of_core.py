@@ -12,7 +12,7 @@ import torch
 from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 
 import reference
-from reference import bit_select, on_disk, out_of_core, passes
+from reference import bit_select, on_disk, out_of_core, weights_on_disk
 from reference.__main__ import main
 from reference.out_of_core import prune_out_of_core
 from reference.request import Request
@@ -114,8 +114,7 @@ def test_in_small_pieces(tmp_path, monkeypatch):
     """Pieces far smaller than the tensors, so that every seam is met; the same bits."""
     monkeypatch.setattr(bit_select, "CHUNK", 7)
     monkeypatch.setattr(bit_select, "SAMPLE", 40)
-    monkeypatch.setattr(passes, "ROWS", 50)
-    monkeypatch.setattr(passes, "UNITS", 100)
+    monkeypatch.setattr(weights_on_disk, "ROWS", 50)
     monkeypatch.setattr("reference.streaming.PIECE", 64)
     for granularity, keywords in (
         ("weight", {"amount": 0.3, "scope": "global"}),

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from reference.bench import metrics, timing
-from reference.checkpoint import KEPT, save_pruned
+from reference.checkpoint import save_pruned
 from reference.embedded.pipeline import EmbeddedPipeline
+from reference.manifest import KEPT
 
 
 def guided_inputs(pipeline: EmbeddedPipeline, pictures: int) -> dict[str, Tensor]:
