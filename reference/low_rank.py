@@ -61,8 +61,8 @@ def remove_directions(
 ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Tensor]]:
     """Which directions go, group -> booleans (d,); group -> why it was skipped; `plan.weights`. Else as `remove_units`.
 
-    `plan.weights` holds basis (r, d) and mean (d,), fp32, of every group that loses directions. `gram_of`: G (d, d) of a
-    group whose weights are not in memory.
+    `plan.weights` holds basis (r, d) and mean (d,), fp32, of every group that loses directions. `gram_of`: G (d, d) of
+    a group whose weights are not in memory.
     """
     bases: dict[str, Basis] = {}
 

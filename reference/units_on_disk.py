@@ -43,12 +43,13 @@ def decide_units(passes: Passes) -> Decision:
     flag_approximate(plan, groups.values(), passes.request.exact_only)
     units = {groups[name]: gone.nonzero().flatten() for name, gone in removed.items()}
     change, added = {"block": keep_all, "rank": project}.get(granularity, shrink)(passes, units)
-    before = list(root.state_dict())
+    names = {name: name for name in root.state_dict()}
     with recorded(root, plan, "cut"):
         carry_out(root, plan, "cut")
-    names = {name: name_after(root, name) for name in before}
-    if granularity == "block" and {*names.values()} - {None} != {*root.state_dict()}:
-        raise NotPrunable("blocks share tensors in a way that their names do not show; load the model to prune it")
+    if granularity == "block":
+        names = {name: name_after(root, name) for name in names}
+        if {*names.values()} - {None} != {*root.state_dict()}:
+            raise NotPrunable("blocks share tensors in a way that their names do not show; load the model to prune it")
     total = sum(gone.numel() for gone in removed.values())
     gone = sum(int(gone.sum()) for gone in removed.values())
     facts = {"units": total, "removed": gone, "layers": len(removed), "skipped": len(plan.skipped)}
@@ -167,7 +168,7 @@ def keep_all(passes: Passes, units: Units) -> tuple[Change, dict[str, Tensor]]:
 
 
 def project(passes: Passes, units: Units) -> tuple[Change, dict[str, Tensor]]:
-    """W B^T for every layer of a group; basis and mean are new, under the name of its first layer. Biases stay: mu = 0."""
+    """W B^T for every layer of a group; basis and mean are new, named after its first layer. Biases stay: mu = 0."""
     bases, added = {}, {}
     for group in (group for group, gone in units.items() if len(gone)):
         for layer in layers_of(group):
