@@ -122,6 +122,12 @@ def skeleton(folder: Path) -> tuple[ModelMixin, dict]:
     return model, manifest
 
 
+def storage_of(folder: Path) -> str:
+    """How `save_pruned` stored the weights of a model or pipeline: `dense` or `sparse`."""
+    stored = {read_json(file).get("storage") for file in folder.glob(f"**/{MANIFEST}")}
+    return "sparse" if "sparse" in stored else "dense"
+
+
 def weight_files(folder: Path, manifest: dict) -> list[Path]:
     """The files that hold the weights: packed, cut in width, or as diffusers names them."""
     if manifest.get("storage") == "sparse":

@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 
 from reference.checkpoint import check_target, take_place
-from reference.manifest import PLAIN
+from reference.manifest import PLAIN, WEIGHTS
 from reference.on_disk import Checkpoint, denoiser_folders, open_checkpoint
 from reference.passes import Passes
 from reference.request import STRUCTURED, WITHOUT_DATA, Request
@@ -36,8 +36,8 @@ from reference.weights_on_disk import decide_weights
 def exceeds_memory(source: str | os.PathLike) -> bool:
     """Whether `source` is a local folder whose denoisers' weights are larger than the memory that is free."""
     folders = denoiser_folders(Path(source)).values() if Path(source).is_dir() else []
-    size = sum(file.stat().st_size for folder in folders for file in folder.glob(f"{PLAIN}*.safetensors"))
-    return size > psutil.virtual_memory().available
+    files = [file for folder in folders for name in (f"{PLAIN}*.safetensors", WEIGHTS) for file in folder.glob(name)]
+    return sum(file.stat().st_size for file in files) > psutil.virtual_memory().available
 
 
 def prune_out_of_core(source: str | os.PathLike, out: str | os.PathLike, request: Request) -> dict:

@@ -332,6 +332,31 @@ def test_low_rank_files_hold_the_same_bytes(tmp_path):
     assert any(name.endswith(".basis") for name in stored(tmp_path / "pruned"))
 
 
+@pytest.mark.parametrize("granularity", ["block", "rank", "head"])
+def test_two_denoisers_of_a_pipeline(granularity, tmp_path):
+    """Each comes out as if it had been pruned alone; what is no denoiser is copied."""
+    dense, pruned = tmp_path / "dense", tmp_path / "pruned"
+    for component in ("transformer", "transformer_2"):
+        model = sharded(deep, dense / component)
+        if component == "transformer_2":
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.copy_(parameter.flip(0))
+            shutil.rmtree(dense / component)
+            model.save_pretrained(dense / component, max_shard_size="60KB", safe_serialization=True)
+        reference.prune(model, granularity, 0.5)
+        reference.save_pruned(model, tmp_path / "expected" / component)
+    (dense / "scheduler").mkdir()
+    for file in ("model_index.json", "scheduler/scheduler_config.json"):
+        (dense / file).write_text('{"_class_name": "WanPipeline"}')
+    prune_out_of_core(dense, pruned, Request(granularity, 0.5))
+    for component in ("transformer", "transformer_2"):
+        assert stored(pruned / component) == stored(tmp_path / "expected" / component)
+    assert (pruned / "scheduler" / "scheduler_config.json").exists()
+    first, second = (reference.load_pruned(pruned / name) for name in ("transformer", "transformer_2"))
+    assert not torch.equal(forward(first), forward(second))
+
+
 def test_a_pruned_folder_is_pruned_again(tmp_path):
     """Heads, then blocks, then weights: shapes, history and source go on; what is packed is refused."""
     model = sharded(deep, tmp_path / "0")
