@@ -22,7 +22,8 @@ NONSENSE = [
     "", "x", "../../../etc/passwd", "/etc/passwd", "os.system", "torch.float8", "a\nb", "\x00", "é" * 1000,
     [], [10**9, 10**9], [-1], [[[]]], {}, {"a": {"b": []}}, {"../x": [10**12]},
 ]  # fmt: skip
-MEGABYTES = 400  # a folder here holds a tenth of one; building a model class costs some by itself
+# A folder here holds a tenth of a megabyte. Building a model class costs some; the allocator and threads reserve more.
+TOUCHED, RESERVED = 400 << 20, 2 << 30  # bytes
 
 
 def mutated(tree, rng):
@@ -98,23 +99,33 @@ def folders(tmp_path_factory):
     return root
 
 
+def peak():
+    """Most bytes of memory that were in use at once since the count was last cleared."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+
 @contextmanager
 def little_memory():
-    """Inside, an allocation that is larger than MEGABYTES fails, whether it is touched or not; so does their sum."""
+    """Inside, allocations of more than RESERVED fail, touched or not; at the end no more than TOUCHED was ever used."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (MEGABYTES << 20), limits[1]))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak()
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + RESERVED, limits[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert peak() - before < TOUCHED
 
 
 def test_the_guard_bites():
-    size = 2 * MEGABYTES << 20
     with little_memory(), pytest.raises(RuntimeError, match="can't allocate memory"):
-        torch.empty(size, dtype=torch.uint8)
-    assert len(torch.empty(size, dtype=torch.uint8)) == size
+        torch.empty(2 * RESERVED, dtype=torch.uint8)
+    with pytest.raises(AssertionError), little_memory():
+        torch.zeros(TOUCHED + (1 << 20), dtype=torch.uint8).add_(1)
+    with little_memory():
+        torch.zeros(TOUCHED // 4, dtype=torch.uint8).add_(1)
 
 
 def complaint(folder):
