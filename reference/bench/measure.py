@@ -111,12 +111,12 @@ def draw(pipeline: EmbeddedPipeline, prompts: list[str], noise: Tensor, steps: i
     return pipeline(prompts, steps, guidance, latents=noise, output_type="pt").images
 
 
-def prediction_error(model: nn.Module, dense: Trajectory) -> dict:
-    """Relative error of the guided prediction at every other point of the dense model's own trajectory, per picture.
+def prediction_error(model: nn.Module, dense: Trajectory, every: int = 2) -> dict:
+    """Relative error of the guided prediction at every second (or so) point of the dense model's trajectory, a picture.
 
     err_p = sqrt( sum_t ||v_pruned - v_dense||^2 / sum_t ||v_dense||^2 )
     """
-    wrong, total = metrics.prediction_errors(model, dense.calls[::2], dense.guidance)
+    wrong, total = metrics.prediction_errors(model, dense.calls[::every], dense.guidance)
     return metrics.interval((wrong.sum(0) / total.sum(0)).sqrt().reshape(dense.seeds, -1))
 
 
