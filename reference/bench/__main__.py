@@ -5,7 +5,6 @@ import copy
 import hashlib
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -176,7 +175,7 @@ def run_suite(protocol: dict, sha256: str, jobs: list, folder: Path, seed: int) 
                 recover = distill(
                     session.dense, x, names, recovery["steps_per_round"], each_step=bar.update, **settings
                 )
-            facts = _prune_timed(pruned, keywords, recover)
+            facts = measure.prune_timed(pruned, keywords, recover)
             bar.update()
             measure_run(run, session, pruned, facts, folder, bar)
         except (ValueError, RuntimeError) as error:
@@ -226,21 +225,6 @@ def measure_run(run: dict, session: Session, pruned: EmbeddedPipeline, facts: di
     shown = pictures[: len(protocol["prompts"])]
     run["artifacts"] = [results.write_pictures(shown.numpy(), folder / f"{run['run_id']}.png")]
     bar.update()
-
-
-def _prune_timed(pipeline: EmbeddedPipeline, keywords: dict, recover: Callable | None) -> dict[str, float]:
-    """Prune in place; share of units removed, seconds spent pruning and, apart, recovering. No keywords: dense."""
-    spent = 0.0
-
-    def timed(model: EmbeddedPipeline, round_: int) -> None:
-        nonlocal spent
-        start = time.monotonic()
-        recover(model, round_)
-        spent += time.monotonic() - start
-
-    start = time.monotonic()
-    rate = reference.prune(pipeline, **keywords, recover=timed if recover else None).unit_rate if keywords else 0.0
-    return {"unit_rate": rate, "prune_seconds": time.monotonic() - start - spent, "recovery_seconds": spent}
 
 
 def print_table(table: list[list[str]]) -> None:

@@ -20,7 +20,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from reference.bench import criteria, quality, quality_cells, results
+from reference.bench import criteria, judge, quality, quality_cells, results
 from reference.bench.device import ROOT, code
 
 RETRIES = 3  # of a task whose worker died
@@ -48,7 +48,7 @@ def run_on_ray(
     except ImportError:
         raise ValueError("--launcher ray needs ray: pip install 'awesome-diffusion-pruning[cluster]'") from None
     text = file.read_text()
-    protocol, sha256 = yaml.safe_load(text), quality.file_hash(text)
+    protocol, sha256 = yaml.safe_load(text), judge.file_hash(text)
     if suite == "quality":
         runs = quality.finished(sha256, seed, folder) if resume else []
     else:
@@ -119,10 +119,10 @@ def _run_remotely(
 
 
 def _run_quality(text: str, cell: quality_cells.Cell, baseline: dict | None, folder: Path, seed: int) -> dict:
-    judge = _judge(text, seed)
+    opened = _judge(text, seed)
     if baseline is None:
-        return quality.open_subject(judge, cell.model, None, folder)[1][0]
-    return quality.run_cell(judge, _subject(text, seed, cell.model, baseline["run_id"]), cell, folder)
+        return quality.open_subject(opened, cell.model, None, folder)[1][0]
+    return quality.run_cell(opened, _subject(text, seed, cell.model, baseline["run_id"]), cell, folder)
 
 
 def _run_engine(text: str, cell: criteria.Cell, baseline: dict | None, folder: Path) -> dict:
@@ -131,8 +131,8 @@ def _run_engine(text: str, cell: criteria.Cell, baseline: dict | None, folder: P
 
 
 @cache
-def _judge(text: str, seed: int) -> quality.Judge:
-    return quality.open_judge(text, seed)
+def _judge(text: str, seed: int) -> judge.Judge:
+    return judge.open_judge(text, seed)
 
 
 @cache

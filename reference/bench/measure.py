@@ -1,8 +1,9 @@
 """The measurements: what is left, how fast it is, how far it draws from the dense model. p counts pictures."""
 
 import copy
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import reference
 from reference.bench import metrics, timing
 from reference.checkpoint import KEPT, save_pruned
 from reference.embedded.pipeline import EmbeddedPipeline
@@ -67,6 +69,21 @@ def bytes_on_disk(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
         (file,) = set((Path(folder) / "model").glob("*.safetensors")) - {Path(folder) / "model" / KEPT}
         stored = file.read_bytes()
     return {"bytes": len(stored), "bytes_deflated": len(zlib.compress(stored, 6))}
+
+
+def prune_timed(pipeline: EmbeddedPipeline, keywords: dict, recover: Callable | None) -> dict[str, float]:
+    """Prune in place; share of units removed, seconds spent pruning and, apart, recovering. No keywords: dense."""
+    spent = 0.0
+
+    def timed(model: EmbeddedPipeline, round_: int) -> None:
+        nonlocal spent
+        start = time.monotonic()
+        recover(model, round_)
+        spent += time.monotonic() - start
+
+    start = time.monotonic()
+    rate = reference.prune(pipeline, **keywords, recover=timed if recover else None).unit_rate if keywords else 0.0
+    return {"unit_rate": rate, "prune_seconds": time.monotonic() - start - spent, "recovery_seconds": spent}
 
 
 def latency(

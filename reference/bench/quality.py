@@ -6,31 +6,31 @@ result of the same protocol (file hash), weights and seed are not run again.
 """
 
 import copy
-import hashlib
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 from torch import Tensor
 
 import reference
-from reference.bench import acceptance, measure, metrics, results
+from reference.bench import acceptance, damage, measure, metrics, partners, results
 from reference.bench.cells import pending
+from reference.bench.judge import Judge, open_judge
 from reference.bench.quality_cells import Cell, key
 from reference.embedded import EMBEDDED, load_embedded
-from reference.embedded.evaluator import Evaluator, load_evaluator
 from reference.embedded.models import SIZE
-from reference.embedded.openmoji import catalogue, drawings
+from reference.embedded.openmoji import drawings
 from reference.embedded.pipeline import EmbeddedPipeline
+from reference.recovery import distill
 from reference.request import WITHOUT_DATA
 
 # The protocols of `--suite quality`, the most telling first.
-EXPERIMENTS = ("quality", "quality-components")
+EXPERIMENTS = (
+    "quality", "quality-components", "quality-recovery", "quality-composition", "quality-layers", "quality-steps",
+)  # fmt: skip
 KEYWORDS = ("component", "granularity", "scope", "only", "criterion", "amount", "schedule", "rounds")
 PICTURES = 10  # saved with every result
-APART = 1000  # seeds of noise and calibration are so far apart from one --seed to the next
 
 
 class Subject(NamedTuple):
@@ -40,32 +40,6 @@ class Subject(NamedTuple):
     run_id: str  # of its own result
     trajectory: measure.Trajectory
     floor: dict[str, float]  # metric -> its value for the dense model drawn from other noise
-
-
-class Judge(NamedTuple):
-    """What every picture is looked at with."""
-
-    protocol: dict
-    sha256: str
-    seed: int
-    evaluator: Evaluator
-    names: list[str]  # seen, then unseen
-    gallery: list[str]
-    drawn: Tensor  # (m, 3, size, size) in [0, 1]: the drawings that models were trained on
-
-    def records(self, pictures: Tensor, dense: Tensor) -> list[dict]:
-        """All metrics of pictures (s * p, 3, size, size); those of the drawings and prompts do not look at `dense`."""
-        pictures, dense = (x.unflatten(0, (-1, len(self.names))) for x in (pictures, dense))
-        seen = self.protocol["seen"]
-        found = metrics.fidelity(self.evaluator, pictures, dense)
-        found += metrics.distance(self.evaluator, pictures[:, :seen], self.drawn)
-        for split, part in (("seen", slice(None, seen)), ("unseen", slice(seen, None))):
-            if names := self.names[part]:
-                found += metrics.retrieval(self.evaluator, pictures[:, part], names, self.gallery, split)
-        if self.protocol.get("paired"):
-            pair = pictures[:, :seen], dense[:, :seen]
-            found += metrics.paired(self.evaluator, *pair, self.names[:seen], self.gallery)
-        return found
 
 
 def run_quality(
@@ -94,23 +68,6 @@ def finished(sha256: str, seed: int, folder: Path) -> list[dict]:
         and run["subject"]["model"] in EMBEDDED
         and run["subject"]["weights_sha256"] == results.fingerprint(EMBEDDED[run["subject"]["model"]])
     ]
-
-
-def open_judge(text: str, seed: int = 0) -> Judge:
-    """What a protocol file with this text asks for; another seed draws all noise and calibration data anew."""
-    protocol = yaml.safe_load(text)
-    for name in ("noise_seeds", "floor_seeds"):
-        protocol[name] = [APART * seed + number for number in protocol[name]]
-    if "calibration" in protocol:
-        protocol["calibration"]["seed"] += APART * seed
-    names = acceptance.listed_names(protocol["seen"]) + acceptance.unseen_names()[: protocol["unseen"]]
-    gallery = [name for _, name in catalogue()]
-    return Judge(protocol, file_hash(text), seed, load_evaluator(), names, gallery, drawings(SIZE)[1] / 2 + 0.5)
-
-
-def file_hash(text: str) -> str:
-    """SHA-256 of a protocol file with this text."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def open_subject(judge: Judge, model: str, before: dict | None, folder: Path) -> tuple[Subject, list[dict]]:
@@ -143,15 +100,25 @@ def run_cell(judge: Judge, subject: Subject, cell: Cell, folder: Path) -> dict:
     run, protocol = _frame(judge, cell, subject.run_id), judge.protocol
     pictures = None
     try:
+        if "measures" in protocol:
+            run["quality"] = damage.MAPS[protocol["measures"]](judge, subject.dense, subject.trajectory, cell)
+            return _finish(run, None, folder, start)
         pruned = copy.deepcopy(subject.dense)
-        facts = prune(pruned, cell, judge)
+        facts = prune(pruned, cell, judge, run["config"]["recovery"])
         run["achieved"] = _size(pruned, protocol) | facts
+        partner, sampler = protocol.get("partners", {}).get(cell.keywords.get("partner"), {}), protocol["sampler"]
+        if "partners" in protocol:
+            sampler = partners.combine(pruned, partner, sampler)
+            run["config"]["sampler"] = sampler
+            dtype = getattr(torch, protocol["storage_dtype"])
+            run["achieved"] |= partners.costs(pruned, partner, sampler, dtype)
         noise = measure.noise(pruned, len(judge.names), protocol["noise_seeds"])
         prompts = judge.names * len(protocol["noise_seeds"])
-        pictures = measure.draw(pruned, prompts, noise, **protocol["sampler"])
-        wrong = measure.prediction_error(pruned.denoiser, subject.trajectory, protocol.get("prediction_every", 2))
+        pictures = measure.draw(pruned, prompts, noise, **sampler)
         records = judge.records(pictures, subject.trajectory.pictures)
-        run["quality"] = [{"metric": "prediction_error"} | wrong]
+        if not {"steps", "cache_every"} & set(partner):  # what they change is no single prediction
+            wrong = measure.prediction_error(pruned.denoiser, subject.trajectory, protocol.get("prediction_every", 2))
+            run["quality"] = [{"metric": "prediction_error"} | wrong]
         run["quality"] += [r | {"floor": subject.floor[r["metric"]]} for r in records]
         pictures = pictures[:PICTURES]
     except (ValueError, RuntimeError) as error:
@@ -161,7 +128,7 @@ def run_cell(judge: Judge, subject: Subject, cell: Cell, folder: Path) -> dict:
     return _finish(run, pictures, folder, start)
 
 
-def prune(pipeline: EmbeddedPipeline, cell: Cell, judge: Judge) -> dict[str, float]:
+def prune(pipeline: EmbeddedPipeline, cell: Cell, judge: Judge, recovery: dict) -> dict[str, float]:
     """Prune in place as the cell asks; share of the units that went, and seconds."""
     asked = {name: cell.keywords[name] for name in KEYWORDS if name in cell.keywords}
     if "component" in asked:
@@ -170,11 +137,20 @@ def prune(pipeline: EmbeddedPipeline, cell: Cell, judge: Judge) -> dict[str, flo
         if not found:
             raise reference.NotPrunable(f"{cell.model} has no units of {component} by {asked['granularity']}")
         asked = {"only": found} | asked
-    start = time.monotonic()
-    needs_data = asked["criterion"] not in WITHOUT_DATA
-    calibration = _calibration(pipeline, judge.protocol) if needs_data else None
-    report = reference.prune(pipeline, **asked, calibration=calibration, seed=judge.seed)
-    return {"unit_rate": report.unit_rate, "prune_seconds": time.monotonic() - start, "recovery_seconds": 0.0}
+    if asked:
+        needs_data = asked["criterion"] not in WITHOUT_DATA
+        asked |= {"calibration": _calibration(pipeline, judge.protocol) if needs_data else None, "seed": judge.seed}
+    recover = None
+    if recovery["kind"] != "none":
+        names, x = drawings(SIZE)
+        steps, left = divmod(recovery["steps"], cell.keywords.get("rounds", 1))
+        if left:
+            raise ValueError(
+                f"{recovery['steps']} steps of recovery do not divide into {cell.keywords['rounds']} rounds"
+            )
+        settings = {name: recovery[name] for name in ("batch", "learning_rate", "loss")}
+        recover = distill(pipeline, x, names, steps, **settings, seed=judge.seed)
+    return measure.prune_timed(pipeline, asked, recover)
 
 
 def _calibration(pipeline: EmbeddedPipeline, protocol: dict) -> reference.Calibration:
@@ -193,8 +169,15 @@ def _size(pipeline: EmbeddedPipeline, protocol: dict) -> dict[str, int]:
 def _frame(judge: Judge, cell: Cell, baseline: str | None) -> dict:
     weights = EMBEDDED[cell.model]
     run = results.frame(judge.protocol, judge.sha256, weights, cell.entry, cell.keywords, baseline)
-    run["config"] |= {"prompts": judge.names, "seed": judge.seed, "recovery": {"kind": "none"}}
+    run["config"] |= {"prompts": judge.names, "seed": judge.seed, "recovery": _recovery(judge.protocol, cell)}
     return run
+
+
+def _recovery(protocol: dict, cell: Cell) -> dict:
+    if "recovery" not in cell.keywords:
+        return {"kind": "none"}
+    loss = cell.keywords["recovery"]
+    return {"kind": "finetune" if loss == "task" else "distill", "loss": loss} | protocol["recovery"]
 
 
 def _finish(run: dict, pictures: Tensor | None, folder: Path, start: float) -> dict:

@@ -16,7 +16,7 @@ from reference.embedded import EMBEDDED
 # The keywords that tell cells apart; they stand in a result's `config` under the same names.
 ASKED = (
     "component", "granularity", "scope", "only", "criterion", "amount", "schedule", "rounds", "recovery", "partner",
-    "block", "part",
+    "part",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ COLUMNS = (
     "SSIM", "kernel distance", "top 5, seen", "top 5, unseen",
 )  # fmt: skip
 FIRST = ("granularity", "scope", "criterion", "amount")
-BESIDES = ("component", "schedule", "partner", "block", "part")
+BESIDES = ("component", "schedule", "partner", "part")
 SHOWN = (
     ("prediction_error", 3), ("psnr", 1), ("ssim", 3), ("kernel_distance", 3), ("retrieval_top5_seen", 2),
     ("retrieval_top5_unseen", 2),
