@@ -2,8 +2,8 @@
 
     weights int8   W_oi -> s_o round(W_oi / s_o),  s_o = max_i |W_oi| / 127: one scale an output channel, symmetric,
                    every Linear and convolution. Arithmetic in fp32, so the error is that of storage. 0 stays 0.
-    weights fp8    float8 e4m3 without scales, by diffusers' `enable_layerwise_casting`, which spares norms, embeddings
-                   and the first and last projection; arithmetic in fp32 as well.
+    weights fp8    float8 e4m3 without scales, by diffusers' `enable_layerwise_casting`, which spares norms (the
+                   modulation of an MMDiT with them), embeddings, the first and last projection; arithmetic in fp32.
     steps          fewer steps, by the model's own scheduler or by another class with the same settings.
     cache_every    the deep part of the network is computed at every n-th step only; between them it answers as before.
                    UNet: everything below the outermost level (Ma et al. 2023, DeepCache, arXiv 2312.00858).
@@ -67,7 +67,8 @@ def costs(pipeline: EmbeddedPipeline, partner: dict, sampler: dict, dtype: torch
             name = names[id(layer.weight)]
             tensors[f"{name}.weight"], tensors[f"{name}.scale"] = int8(layer.weight)
     stored = len(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-    return {"calls": calls, "macs_per_picture": counter.get_total_flops() // 2, "weight_bytes": stored}
+    operations = sum(counter.get_flop_counts()[type(pipeline.denoiser).__name__].values())
+    return {"calls": calls, "macs_per_picture": operations // 2, "weight_bytes": stored}
 
 
 def int8(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -84,28 +84,28 @@ def open_subject(judge: Judge, model: str, before: dict | None, folder: Path) ->
     floor = {record["metric"]: record["value"] for record in floors}
     if before is not None:
         return Subject(dense, before["run_id"], trajectory, floor), []
-    run = _frame(judge, Cell(model, "dense", {}), None)
-    run["achieved"] = _size(dense, protocol) | {"unit_rate": 0.0, "prune_seconds": 0.0, "recovery_seconds": 0.0}
+    run = frame(judge, Cell(model, "dense", {}), None)
+    run["achieved"] = size(dense, protocol) | {"unit_rate": 0.0, "prune_seconds": 0.0, "recovery_seconds": 0.0}
     own = judge.records(trajectory.pictures, trajectory.pictures)
     to_dense = metrics.TO_DENSE  # of the dense model to itself they say nothing: write the floor
     run["quality"] = [r | {"metric": f"{r['metric']}_other_noise"} for r in floors if r["metric"] in to_dense]
     run["quality"] += [r | {"floor": floor[r["metric"]]} for r in own if r["metric"] not in to_dense]
-    _finish(run, trajectory.pictures[:PICTURES], folder, start)
+    finish(run, trajectory.pictures[:PICTURES], folder, start)
     return Subject(dense, run["run_id"], trajectory, floor), [run]
 
 
 def run_cell(judge: Judge, subject: Subject, cell: Cell, folder: Path) -> dict:
     """Do what the cell asks to a copy of the dense model, draw, judge, write. Refusals and failures are results too."""
     start = time.monotonic()
-    run, protocol = _frame(judge, cell, subject.run_id), judge.protocol
+    run, protocol = frame(judge, cell, subject.run_id), judge.protocol
     pictures = None
     try:
         if "measures" in protocol:
             run["quality"] = damage.MAPS[protocol["measures"]](judge, subject.dense, subject.trajectory, cell)
-            return _finish(run, None, folder, start)
+            return finish(run, None, folder, start)
         pruned = copy.deepcopy(subject.dense)
         facts = prune(pruned, cell, judge, run["config"]["recovery"])
-        run["achieved"] = _size(pruned, protocol) | facts
+        run["achieved"] = size(pruned, protocol) | facts
         partner, sampler = protocol.get("partners", {}).get(cell.keywords.get("partner"), {}), protocol["sampler"]
         if "partners" in protocol:
             sampler = partners.combine(pruned, partner, sampler)
@@ -125,7 +125,7 @@ def run_cell(judge: Judge, subject: Subject, cell: Cell, folder: Path) -> dict:
         unsupported = isinstance(error, reference.NotPrunable)
         run |= {"status": "unsupported" if unsupported else "failed", "error": str(error), "achieved": None}
         run["quality"], pictures = [], None
-    return _finish(run, pictures, folder, start)
+    return finish(run, pictures, folder, start)
 
 
 def prune(pipeline: EmbeddedPipeline, cell: Cell, judge: Judge, recovery: dict) -> dict[str, float]:
@@ -161,12 +161,12 @@ def _calibration(pipeline: EmbeddedPipeline, protocol: dict) -> reference.Calibr
     )
 
 
-def _size(pipeline: EmbeddedPipeline, protocol: dict) -> dict[str, int]:
+def size(pipeline: EmbeddedPipeline, protocol: dict) -> dict[str, int]:
     counted = measure.count(pipeline.denoiser, measure.guided_inputs(pipeline, 1))
     return counted | measure.bytes_on_disk(pipeline.denoiser, getattr(torch, protocol["storage_dtype"]))
 
 
-def _frame(judge: Judge, cell: Cell, baseline: str | None) -> dict:
+def frame(judge: Judge, cell: Cell, baseline: str | None) -> dict:
     weights = EMBEDDED[cell.model]
     run = results.frame(judge.protocol, judge.sha256, weights, cell.entry, cell.keywords, baseline)
     run["config"] |= {"prompts": judge.names, "seed": judge.seed, "recovery": _recovery(judge.protocol, cell)}
@@ -180,7 +180,7 @@ def _recovery(protocol: dict, cell: Cell) -> dict:
     return {"kind": "finetune" if loss == "task" else "distill", "loss": loss} | protocol["recovery"]
 
 
-def _finish(run: dict, pictures: Tensor | None, folder: Path, start: float) -> dict:
+def finish(run: dict, pictures: Tensor | None, folder: Path, start: float) -> dict:
     if pictures is not None:
         run["artifacts"] = [results.write_pictures(pictures.numpy(), folder / f"{run['run_id']}.png")]
     run["code"]["wall_seconds"] = round(time.monotonic() - start, 2)
