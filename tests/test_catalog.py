@@ -376,6 +376,13 @@ CASES = {
         "26:7  alpha-pruning.claims[cifar10-fid].pruned: the claim has no number",
         "remove it",
     ),
+    "high confidence on copies": (
+        "tools",
+        'what: "README"',
+        'what: "reading list"',
+        "14:3  alpha-tool.confidence: every page under `evidence` is a copy",
+        "`confidence: medium`",
+    ),
 }
 
 
