@@ -95,7 +95,7 @@ def test_every_result_is_valid_and_bears_all_metrics(suite):
 def test_the_table_names_what_failed(suite):
     table = list(quality.rows(suite[3]))
     assert {len(row) for row in table} == {len(quality.COLUMNS)}
-    assert any("no residual blocks of convolutions" in row[4] for row in table if row[1] == "channel")
+    assert any("no residual blocks of convolutions" in row[5] for row in table if row[1] == "channel")
 
 
 def test_the_protocol_goes_coarse_first_through_pairs_that_the_contract_allows():
@@ -106,7 +106,11 @@ def test_the_protocol_goes_coarse_first_through_pairs_that_the_contract_allows()
     for cell in cells:
         Request(**cell.keywords)
     assert {cell.keywords["amount"] for cell in cells[: len(cells) // 9]} == {0.5}
-    assert sorted({cell.keywords["amount"] for cell in cells}) == [i / 10 for i in range(1, 10)]
+    rates = {cell.keywords["amount"] for cell in cells if cell.keywords["granularity"] == "weight"}
+    assert sorted(rates) == [i / 10 for i in range(1, 10)]
+    assert {cell.keywords["amount"] for cell in cells if cell.keywords["granularity"] == "2:4"} == {0.5}
+    keys = [quality._key(cell) for cell in cells]
+    assert len(set(keys)) == len(keys)
     with pytest.raises(ValueError, match="no entry 'luck'"):
         quality.list_cells(protocol, None, ["luck"])
     with pytest.raises(ValueError, match="no model 'sdxl'"):

@@ -26,6 +26,7 @@ from reference.embedded.pipeline import EmbeddedPipeline
 from reference.request import WITHOUT_DATA
 
 PICTURES = 10  # saved with every result
+ASKED = ("granularity", "scope", "criterion", "amount")  # the keywords that tell cells apart
 
 
 class Cell(NamedTuple):
@@ -76,12 +77,15 @@ def list_cells(protocol: dict, models: list[str] | None, entries: list[str] | No
         if name not in protocol["models"]:
             raise ValueError(f"no model {name!r} in the protocol; there are {', '.join(protocol['models'])}")
     return [
-        Cell(model, entry["entry"], {"granularity": entry["granularity"], "criterion": criterion, "amount": rate})
-        for rate in protocol["rates"]
+        Cell(
+            model, entry["entry"], {key: entry[key] for key in ASKED if key in entry} | {"criterion": c, "amount": rate}
+        )
+        for rate in dict.fromkeys(r for part in (protocol, *protocol["entries"]) for r in part.get("rates", []))
         for model in models or protocol["models"]
         for entry in protocol["entries"]
+        if rate in entry.get("rates", protocol["rates"])
         if model in entry.get("models", protocol["models"]) and (not entries or entry["entry"] in entries)
-        for criterion in entry["criteria"]
+        for c in entry["criteria"]
     ]
 
 
@@ -202,13 +206,12 @@ def _finish(run: dict, pictures: Tensor | None, folder: Path, start: float) -> d
 def _key(run: Cell | dict) -> tuple[str, str]:
     """What makes two runs of one protocol the same: the model and what was asked of it."""
     if isinstance(run, dict):
-        asked = {name: run["config"].get(name) for name in ("granularity", "criterion", "amount")}
-        run = Cell(run["subject"]["model"], run["subject"]["entry"], asked if asked["granularity"] else {})
-    return run.model, " ".join(str(value) for value in run.keywords.values())
+        run = Cell(run["subject"]["model"], run["subject"]["entry"], run["config"])
+    return run.model, " ".join(str(run.keywords[name]) for name in ASKED if name in run.keywords)
 
 
 COLUMNS = (
-    "model", "granularity", "criterion", "rate", "weights removed", "prediction error", "PSNR, dB", "SSIM",
+    "model", "granularity", "scope", "criterion", "rate", "weights removed", "prediction error", "PSNR, dB", "SSIM",
     "kernel distance", "top 5, seen", "top 5, unseen",
 )  # fmt: skip
 SHOWN = (
@@ -220,11 +223,11 @@ SHOWN = (
 def rows(runs: list[dict]) -> Iterator[list[str]]:
     """The curves as a table, the dense model of each first; a dense row shows the noise floor of PSNR and SSIM."""
     dense = {run["run_id"]: run["achieved"] for run in runs if run["subject"]["is_baseline"]}
-    order = lambda run: [str(run["config"].get(k, "")) for k in ("granularity", "criterion", "amount")]  # noqa: E731
+    order = lambda run: [str(run["config"].get(k, "")) for k in ASKED]  # noqa: E731
     for run in sorted(runs, key=lambda run: [run["subject"]["model"], *order(run)]):
         left = [run["subject"]["model"], *(part or "-" for part in order(run))]
         if run["status"] != "ok":
-            yield [*left, run["error"], *["-"] * (len(COLUMNS) - 5)]
+            yield [*left, run["error"], *["-"] * (len(COLUMNS) - 6)]
             continue
         was = dense[run["subject"]["baseline_run"] or run["run_id"]]
         quality = {q["metric"].removesuffix("_other_noise"): q for q in run["quality"]}
