@@ -209,6 +209,9 @@ def entry_problems(entry: dict, today: date) -> Iterator[tuple[Trail, str, str]]
         seen.add(claim["id"])
         if claim["dense"] is None and claim["pruned"] is None:
             yield ("claims", i, "pruned"), "the claim has no number", "give dense, pruned or both, or remove it"
+        if claim["evidence"] in copies:
+            fix = "name the page of the paper, its proceedings or its authors that prints it, or remove the claim"
+            yield ("claims", i, "evidence"), "the claim was seen on a copy only", fix
 
 
 def open_places(value: object, trail: Trail = ()) -> Iterator[tuple[Trail, str, str]]:
