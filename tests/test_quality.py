@@ -13,8 +13,10 @@ import pytest
 import torch
 import yaml
 
-from reference.bench import quality, quality_cells, quality_table, results
+from reference.bench import quality, quality_cells, quality_table, results, second_seed
 from reference.bench.__main__ import PROTOCOLS, main
+from reference.bench.judge import open_judge
+from reference.embedded import load_embedded
 
 PROTOCOL = {
     "id": "test-quality",
@@ -24,8 +26,9 @@ PROTOCOL = {
     "sampler": {"steps": 2, "guidance": 3.0},
     "noise_seeds": [0, 1],
     "floor_seeds": [2, 3],
-    "seen": 6,
-    "unseen": 3,
+    "seen": 4,
+    "unseen": 2,
+    "drawings": 80,
     "calibration": {"prompts": 2, "steps": 2, "batch_size": 2, "seed": 100},
     "rates": [0.5],
     "entries": [
@@ -91,7 +94,7 @@ def test_every_result_is_valid_and_bears_all_metrics(suite):
             found = {q["metric"]: q for q in run["quality"]}
             assert list(found) == ["prediction_error", *METRICS]
             assert all("floor" in found[metric] for metric in METRICS)
-            assert (found["psnr"]["n"], found["retrieval_top1_unseen"]["n"]) == (18, 6)
+            assert (found["psnr"]["n"], found["retrieval_top1_unseen"]["n"]) == (12, 4)
 
 
 def test_the_table_names_what_failed(suite):
@@ -195,3 +198,20 @@ def test_killed_in_the_middle_of_recovery_it_ends_with_the_numbers_of_an_unbroke
     assert all(differing)
     assert sum(inside) >= 0.7 * len(inside)
     torch.set_num_threads(threads)
+
+
+def test_a_second_model_is_told_the_prompts_by_its_own_text_encoder(tmp_path):
+    judge = open_judge(yaml.safe_dump(PROTOCOL | {"paired": True}))
+    same, deaf = load_embedded("openmoji-mmdit"), load_embedded("openmoji-mmdit")
+    deaf.text_encoder.text_model.embeddings.token_embedding.weight.data.zero_()
+    found = []
+    for number, second in enumerate((same, deaf)):
+        runs = second_seed.compare(judge, "openmoji-mmdit", second, tmp_path / str(number), {"second_weights": "x"})
+        assert [run["subject"]["entry"] for run in runs] == ["dense", "second seed"]
+        assert runs[1]["subject"]["baseline_run"] == runs[0]["run_id"]
+        found.append({q["metric"]: q["value"] for q in runs[1]["quality"]})
+    assert found[0]["prediction_error"] < 1e-6
+    assert found[0]["psnr"] == 100
+    assert found[0]["picture_error"] == 0
+    assert found[1]["prediction_error"] > 0.1
+    assert found[1]["retrieval_top5_seen"] < found[0]["retrieval_top5_seen"]
