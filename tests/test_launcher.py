@@ -17,7 +17,7 @@ from tests.test_quality import PROTOCOL, numbers
 
 def kill_a_worker(folder, killed: list[int]) -> None:
     """SIGKILL to one process that works on a cell, once the dense result is there."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not killed and time.monotonic() < deadline:
         mine = psutil.Process().children(recursive=True) if list(folder.rglob("*.json")) else []
         for process in mine:
