@@ -12,18 +12,12 @@ import yaml
 from reference.bench import criteria, quality_cells, results
 from reference.bench.__main__ import PROTOCOLS, main
 from tests.test_engine_suite import SMALL
-from tests.test_quality import PROTOCOL
-
-
-def numbers(run: dict) -> tuple:
-    """All that a result measures except times."""
-    sizes = {k: v for k, v in (run["achieved"] or {}).items() if not k.endswith("_seconds")}
-    return run["status"], run["error"], sizes, run["quality"], [picture["sha256"] for picture in run["artifacts"]]
+from tests.test_quality import PROTOCOL, numbers
 
 
 def kill_a_worker(folder, killed: list[int]) -> None:
     """SIGKILL to one process that works on a cell, once the dense result is there."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not killed and time.monotonic() < deadline:
         mine = psutil.Process().children(recursive=True) if list(folder.rglob("*.json")) else []
         for process in mine:

@@ -23,14 +23,14 @@ class Judge(NamedTuple):
     evaluator: Evaluator
     names: list[str]  # seen, then unseen
     gallery: list[str]
-    drawn: Tensor  # (m, 3, size, size) in [0, 1]: the drawings that models were trained on
+    drawings: tuple[list[str], Tensor]  # m names, (m, 3, size, size) in [-1, 1]: what the models were trained on
 
     def records(self, pictures: Tensor, dense: Tensor) -> list[dict]:
         """All metrics of pictures (s * p, 3, size, size); those of the drawings and prompts do not look at `dense`."""
         pictures, dense = (x.unflatten(0, (-1, len(self.names))) for x in (pictures, dense))
         seen = self.protocol["seen"]
         found = metrics.fidelity(self.evaluator, pictures, dense)
-        found += metrics.distance(self.evaluator, pictures[:, :seen], self.drawn)
+        found += metrics.distance(self.evaluator, pictures[:, :seen], self.drawings[1] / 2 + 0.5)
         for split, part in (("seen", slice(None, seen)), ("unseen", slice(seen, None))):
             if names := self.names[part]:
                 found += metrics.retrieval(self.evaluator, pictures[:, part], names, self.gallery, split)
@@ -41,7 +41,10 @@ class Judge(NamedTuple):
 
 
 def open_judge(text: str, seed: int = 0) -> Judge:
-    """What a protocol file with this text asks for; another seed draws all noise and calibration data anew."""
+    """What a protocol file with this text asks for; another seed draws all noise and calibration data anew.
+
+    `drawings` of a protocol: how many of them distances and recovery look at; left out, all.
+    """
     protocol = yaml.safe_load(text)
     for name in ("noise_seeds", "floor_seeds"):
         protocol[name] = [APART * seed + number for number in protocol[name]]
@@ -49,7 +52,8 @@ def open_judge(text: str, seed: int = 0) -> Judge:
         protocol["calibration"]["seed"] += APART * seed
     names = acceptance.listed_names(protocol["seen"]) + acceptance.unseen_names()[: protocol["unseen"]]
     gallery = [name for _, name in catalogue()]
-    return Judge(protocol, file_hash(text), seed, load_evaluator(), names, gallery, drawings(SIZE)[1] / 2 + 0.5)
+    drawn = drawings(SIZE, count=protocol.get("drawings"))
+    return Judge(protocol, file_hash(text), seed, load_evaluator(), names, gallery, drawn)
 
 
 def file_hash(text: str) -> str:

@@ -19,8 +19,6 @@ from reference.bench.cells import pending
 from reference.bench.judge import Judge, open_judge
 from reference.bench.quality_cells import Cell, key
 from reference.embedded import EMBEDDED, load_embedded
-from reference.embedded.models import SIZE
-from reference.embedded.openmoji import drawings
 from reference.embedded.pipeline import EmbeddedPipeline
 from reference.recovery import distill
 from reference.request import WITHOUT_DATA
@@ -142,7 +140,7 @@ def prune(pipeline: EmbeddedPipeline, cell: Cell, judge: Judge, recovery: dict) 
         asked |= {"calibration": _calibration(pipeline, judge.protocol) if needs_data else None, "seed": judge.seed}
     recover = None
     if recovery["kind"] != "none":
-        names, x = drawings(SIZE)
+        names, x = judge.drawings
         steps, left = divmod(recovery["steps"], cell.keywords.get("rounds", 1))
         if left:
             raise ValueError(

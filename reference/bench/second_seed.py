@@ -58,10 +58,12 @@ def as_told_by(pipeline: EmbeddedPipeline, trajectory: measure.Trajectory, promp
 def main(arguments: list[str] | None = None) -> int:
     """Compare, write two results, print them; 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="python -m reference.bench.second_seed", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="a pipeline trained with another seed")
+    parser.add_argument("folder", type=Path, help="a pipeline trained with another seed, or what train wrote around it")
     parser.add_argument("--model", choices=EMBEDDED, help="what it is compared with; left out, the one of its class")
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the result files")
     options = parser.parse_args(arguments)
+    inside = options.folder / "pipeline"
+    options.folder = inside if inside.is_dir() else options.folder
     try:
         second = EmbeddedPipeline.from_pretrained(options.folder, dtype=torch.float32, use_safetensors=True)
         second.set_progress_bar_config(disable=True)
