@@ -124,7 +124,7 @@ def cut_directions(root: nn.Module, kept: Mapping[Group, Basis]) -> None:
             layer = root.get_submodule(path)
             W_or = times(layer.weight, B_rd.T)
             b_o = None if layer.bias is None else layer.bias.detach().to(weight, copy=True)
-            if mu_d.any():
+            if b_o is not None and (mu_d.is_meta or mu_d.any()):  # else the bias keeps its bits
                 b_o = (layer.bias.float() + times(layer.weight, mu_d[:, None], torch.float32)[:, 0]).to(weight)
             put(root, path, LowRankLinear(W_or, b_o, *shared).train(layer.training))
 
