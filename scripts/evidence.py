@@ -22,7 +22,8 @@ CREDIT = (
 # Okabe and Ito's palette: told apart by colour-blind readers; one colour a granularity, the same everywhere.
 COLOURS = {"weight": "#0072B2", "2:4": "#56B4E9", "neuron": "#D55E00", "head": "#009E73"}
 SHOWN_PROMPTS = 10
-LEFT_COLUMNS = ("entry", "asked", "units removed", "parameters removed", "file", "MACs left", "nominal")
+STORED_COLUMNS = ("file", "packed file", "memory")
+LEFT_COLUMNS = ("entry", "asked", "units removed", "parameters removed", *STORED_COLUMNS, "MACs left", "nominal")
 GAINS = ("nominal", "realised, 1 picture", "realised, 16 pictures")
 COSTS = ("prediction error", "PSNR, dB", "recovery")
 GAIN_COLUMNS = ("entry", "asked", *GAINS, *COSTS)
@@ -108,6 +109,9 @@ def site_page(repo_url: str = "") -> str:
             f"{machine(first)} Protocol `{first['protocol']['id']}`; {versions}. Repeat it with `make bench` "
             f"(`{command}`). Read [method and limits](../method.md) first.",
             "## What is left\n\n" + table(runs, LEFT_COLUMNS),
+            "File: the weights as any program reads them. Packed file: the same from `save_pruned(..., "
+            'storage="sparse")`, which leaves zeros out and loads only by `load_pruned`. Memory: what the weights take '
+            "once the packed file is loaded. Each against the dense model's.",
             "## What it buys and what it costs\n\n" + table(runs, GAIN_COLUMNS),
             "## What it says\n\n" + reading(runs),
             "## Pictures\n\nThe same noise and the same prompt in every column.\n\n"
@@ -276,6 +280,7 @@ def reading(runs: list[dict]) -> str:
         now, was = run["achieved"], dense["achieved"]
         stored = 1 - now["bytes"] / was["bytes"]
         deflated = 1 - now["bytes_deflated"] / was["bytes_deflated"]
+        packed = f"; packed: {1 - now['bytes_sparse'] / was['bytes']:.1%}" if "bytes_sparse" in now else ""
         times = "; ".join(
             f"{s['pictures']} picture{'s' if s['pictures'] > 1 else ''} a batch: {s['dense']['median']:.1f} "
             f"({s['dense']['p10']:.1f}-{s['dense']['p90']:.1f}) -> {s['pruned']['median']:.1f} "
@@ -284,7 +289,7 @@ def reading(runs: list[dict]) -> str:
         )
         lines.append(
             f"At **{amount:.0%}**: claimed {smaller} smaller, measured {stored:.1%} smaller (after zip: "
-            f"{deflated:.1%}); claimed {faster} faster, measured median (p10-p90) {times}."
+            f"{deflated:.1%}{packed}); claimed {faster} faster, measured median (p10-p90) {times}."
         )
     lines += [
         "The reason: a mask stores its zeros and multiplies by them. A dense file has the same shape, a dense kernel "
