@@ -61,7 +61,7 @@ def grids(runs: list[dict], dense: dict, model: str, files: Files) -> str:
         near = [run for run in measured(runs) if run["artifacts"] and abs(run["config"]["amount"] - rate) < 0.045]
         near.sort(key=lambda run: (run["config"]["granularity"], run["config"]["criterion"]))
         strips = [("dense", _strip(dense))]
-        strips += [(f"{run['config']['granularity']} {_criterion(run)}", _strip(run)) for run in near]
+        strips += [(f"{run['config']['granularity']}, {_criterion(run)}", _strip(run)) for run in near]
         if len(strips) > 1:
             name = f"quality-grid-{model}-{percent(rate)[:2]}.png"
             files[FOLDER / name] = grid(strips, dense["config"]["prompts"][:GRID_WIDTH])
