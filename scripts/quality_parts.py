@@ -92,7 +92,10 @@ def measured_rates(runs: list[dict]) -> str:
         for limit in found
     ]
     measured_table = table(["component", "unit", "model", "safe", "aggressive", "founding note"], rows)
-    sentences = [f"- {c}, {claim}: **{verdict}** ({numbers})." for c, claim, verdict, numbers in founding_note(found)]
+    sentences = [
+        f"- {component}, {claim}: **{verdict}**" + (f" ({numbers})." if numbers else ".")
+        for component, claim, verdict, numbers in founding_note(found)
+    ]
     return "\n\n".join([text, measured_table, "\n".join(sentences)])
 
 
