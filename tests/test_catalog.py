@@ -583,7 +583,7 @@ def test_render_is_idempotent_and_check_sees_a_hand_edit(root, capsys):
     assert render.main([], root) == 0
     generated = root / "site" / "generated"
     paths = [root / "README.md", *sorted(path for path in generated.rglob("*") if path.is_file())]
-    names = ["articles", "claims", "coverage", "criteria", "glossary", "papers", "results", "tools"]
+    names = ["articles", "claims", "coverage", "criteria", "glossary", "papers", "quality", "results", "tools"]
     assert sorted(path.name for path in generated.glob("*.md")) == [f"{name}.md" for name in names]
     assert sorted(path.name for path in generated.glob("*/*")) == [
         "alpha-pruning.md",
