@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from scripts import catalog, chooser, claims, evidence, export, lists, paper_page, validate
+from scripts import catalog, chooser, claims, evidence, export, lists, methods, paper_page, validate
 from scripts.text import NOTE, esc, link, newest_first, page_head, sentence, slug, venue_of
 
 VOCABULARIES = {
@@ -225,13 +225,15 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     }
     by_paper = paper_page.pages(papers, data, vocab, links, address, runs)
     pages |= {f"papers/{key}": text for key, text in by_paper.items()}
+    by_method, drawings = methods.pages(papers.data, vocab, address)
+    pages |= {f"methods/{key}": text for key, text in by_method.items()}
     for old in (root / "site" / "generated" / "papers").glob("*.md"):
         if old.stem not in by_paper:  # its entry was removed or renamed
             old.unlink()
     write(readme_path, readme)
     for name, text in pages.items():
         write(root / "site" / "generated" / f"{name}.md", text)
-    for path, content in evidence.pictures().items():
+    for path, content in (evidence.pictures() | drawings).items():
         write(root / path, content)
     bib = {paper["id"]: export.bib_entry(paper) for paper in papers.data}
     # A classic script: pages opened from disk may load neither JSON nor modules.
