@@ -348,7 +348,7 @@ def over_rates(runs: list[dict], wanted: list[dict], name: str) -> list[str]:
 def head(title: str, source: str) -> list[str]:
     """Title and note of a method page."""
     note = NOTE.format(source=f"reference/{source}, scripts/equations.yaml and results/")
-    return [f"<!-- {note} -->", "", f"# {esc(title)}", ""]
+    return ["---\nhide: [toc]\n---", "", f"<!-- {note} -->", "", f"# {esc(title)}", ""]
 
 
 def index_page(found: dict) -> str:
@@ -357,6 +357,8 @@ def index_page(found: dict) -> str:
     rates = {cell.granularity: str(cell) for cell in found if cell.suite == "engine"}
     units = list(engine)
     lines = [
+        "---\nhide: [toc]\n---",
+        "",
         "<!-- " + NOTE.format(source="reference/ and results/") + " -->",
         "",
         "# Methods",
