@@ -1,5 +1,6 @@
 """A page for every paper: facts, claims beside what we measured, evidence with dates, related entries, BibTeX."""
 
+import json
 from collections import Counter, defaultdict
 from math import log
 
@@ -64,7 +65,7 @@ def head(paper: dict, vocab: dict) -> list[str]:
     }
     listed = [f"- **{label}:** {terms(vocab, name, values, UP)}" for label, (name, values) in facts.items()]
     return [
-        "---\nhide: [navigation, toc]\n---",
+        f"---\nhide: [navigation, toc]\ndescription: {json.dumps(' '.join(paper['summary'].split()))}\n---",
         "",
         f"<!-- {NOTE.format(source='papers.yaml and results/')} -->",
         "",

@@ -12,7 +12,19 @@ import re
 import sys
 from pathlib import Path
 
-from scripts import catalog, chooser, claims, evidence, export, lists, methods, paper_page, validate
+from scripts import (
+    catalog,
+    chooser,
+    claims,
+    evidence,
+    export,
+    lists,
+    method_runs,
+    methods,
+    paper_page,
+    social_card,
+    validate,
+)
 from scripts.text import NOTE, esc, link, newest_first, page_head, sentence, slug, venue_of
 
 VOCABULARIES = {
@@ -233,13 +245,20 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     write(readme_path, readme)
     for name, text in pages.items():
         write(root / "site" / "generated" / f"{name}.md", text)
+    counts = (
+        f"{len(papers.data)} papers, {len(tools.data)} tools, {len(articles.data)} articles, each with its evidence"
+    )
+    drawings |= {Path("site/generated/pictures/social-card.png"): social_card.card(counts)}
     for path, content in (evidence.pictures() | drawings).items():
         write(root / path, content)
     bib = {paper["id"]: export.bib_entry(paper) for paper in papers.data}
     # A classic script: pages opened from disk may load neither JSON nor modules.
     script = f"/* {NOTE.format(source='papers.yaml')} */\nwindow.bibtex = {json.dumps(bib, ensure_ascii=False)};\n"
     write(root / "site" / "generated" / "data" / "bibtex.js", script)
-    write(root / "site" / "generated" / "data" / "runs.js", chooser.script(runs, vocab, address))
+    write(
+        root / "site" / "generated" / "data" / "runs.js",
+        chooser.script(method_runs.published(), papers.data, vocab, address),
+    )
     feed = claims.feed(papers.data, runs, vocab, export.site_url(root))
     write(root / "site" / "generated" / "data" / "verdicts.xml", feed)
     return 0
