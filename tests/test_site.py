@@ -404,7 +404,7 @@ def test_chooser_names_the_missing_run(tab, site):
     answer = page.locator(".answer").inner_text()
     assert "No measured answer: there is no published run of FLUX.1-dev on NVIDIA H100" in answer
     assert "reference.bench --suite latency --model flux.1-dev" in answer
-    assert "claimed on their hardware, not measured by us" in answer
+    assert "claimed by them, not measured by us" in answer
     for link in page.eval_on_selector_all(".answer a", "links => links.map(link => link.getAttribute('href'))"):
         assert (site / link.split("#")[0]).is_file(), link
     wanted = {p["id"] for p in papers() if p["family"] == "pruning" and "flux.1-dev" in p["targets"]}

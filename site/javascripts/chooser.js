@@ -169,7 +169,7 @@
     command(suite ? `${python} reference.bench --suite latency --model ${timed[model]}\n${look}` : look);
     const said = claims[model];
     if (said?.printed.length) {
-      paragraph(`What papers print for ${named}; claimed on their hardware, not measured by us:`);
+      paragraph(`What papers print for ${named}; claimed by them, not measured by us:`);
       const list = document.createElement("ul");
       for (const claim of said.printed) {
         const item = document.createElement("li");
