@@ -15,9 +15,9 @@ HEAD = """\
 hide: [navigation, toc]
 {search}---
 
-<!-- {note} -->
-
 # {title}
+
+<!-- {note} -->
 
 {text}
 """

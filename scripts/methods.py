@@ -348,7 +348,15 @@ def over_rates(runs: list[dict], wanted: list[dict], name: str) -> list[str]:
 def head(title: str, source: str) -> list[str]:
     """Title and note of a method page."""
     note = NOTE.format(source=f"reference/{source}, scripts/equations.yaml and results/")
-    return ["---\nhide: [toc]\n---", "", f"<!-- {note} -->", "", f"# {esc(title)}", ""]
+    return ["---\nhide: [toc]\n---", "", f"# {esc(title)}", "", f"<!-- {note} -->", ""]
+
+
+def links_of(paper: dict, up: str) -> list[str]:
+    """Links to the pages of what a paper removes and how it scores; `up` leads to site/generated/."""
+    entries = [name for name, kind in ENTRIES.items() if set(paper[kind.field]) & set(kind.catalogue)]
+    criteria = [name for name in CRITERIA if name in paper["criterion"]]
+    titles = {name: kind.title for name, kind in (ENTRIES | CRITERIA).items()}
+    return [f"[{esc(titles[name])}]({up}methods/{name}.md)" for name in (*entries, *criteria)]
 
 
 def index_page(found: dict) -> str:
@@ -359,9 +367,9 @@ def index_page(found: dict) -> str:
     lines = [
         "---\nhide: [toc]\n---",
         "",
-        "<!-- " + NOTE.format(source="reference/ and results/") + " -->",
-        "",
         "# Methods",
+        "",
+        "<!-- " + NOTE.format(source="reference/ and results/") + " -->",
         "",
         "A method answers several questions: what one removed unit is (the entries), how units are scored (the "
         "criteria), among which units the lowest go, in how many rounds. Each page has the idea, the equation beside "

@@ -6,6 +6,7 @@ from math import log
 
 from scripts import claims, export
 from scripts.catalog import Document
+from scripts.methods import links_of
 from scripts.text import NOTE, esc, link, sentence, terms, venue_of
 
 RELATED = 6
@@ -64,18 +65,20 @@ def head(paper: dict, vocab: dict) -> list[str]:
         "Models": ("models", paper["targets"]),
     }
     listed = [f"- **{label}:** {terms(vocab, name, values, UP)}" for label, (name, values) in facts.items()]
+    methods = links_of(paper, UP)
     return [
         f"---\nhide: [navigation, toc]\ndescription: {json.dumps(' '.join(paper['summary'].split()))}\n---",
         "",
-        f"<!-- {NOTE.format(source='papers.yaml and results/')} -->",
-        "",
         f"# {esc(paper['title'])}",
+        "",
+        f"<!-- {NOTE.format(source='papers.yaml and results/')} -->",
         "",
         f"{esc(authors)}. {appeared}. {', '.join(addresses)}. [All papers]({UP}papers.md)",
         "",
         sentence(paper["summary"]),
         "",
         *listed,
+        *([f"- **Equation, code and measurements here:** {', '.join(methods)}"] if methods else []),
         *([f"- **Limits:** {sentence(paper['limits'])}"] if "limits" in paper else []),
         "",
     ]

@@ -115,6 +115,13 @@ def test_papers_of_a_page_are_those_of_the_catalogue(pages):
     assert set(re.findall(r'href="\.\./papers/([\w.-]+)\.html"', pages["iterative"])) == several
 
 
+def test_a_paper_leads_to_the_pages_of_its_method():
+    paper = next(p for p in PAPERS if p["id"] == "obs-diff")
+    names = [re.search(r"methods/([\w-]+)\.md", link)[1] for link in methods.links_of(paper, "../")]
+    assert names == ["unstructured", "semi-structured", "structured", "head", "obs-diff"]
+    assert methods.links_of(paper | {"granularity": ["token"], "criterion": ["other"], "schedule": []}, "") == []
+
+
 def test_pages_are_rendered_without_torch():
     code = "import sys, scripts.render; sys.exit(any(name in sys.modules for name in ('torch', 'diffusers')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=catalog.ROOT, check=False).returncode == 0
