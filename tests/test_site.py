@@ -56,6 +56,9 @@ def site(tmp_path_factory) -> Path:
         shutil.copytree(catalog.ROOT / name, root / name, ignore=shutil.ignore_patterns("generated"))
     for name in ("papers.yaml", "tools.yaml", "articles.yaml", "links.lock.json", "mkdocs.yml", "README.md"):
         shutil.copy(catalog.ROOT / name, root)
+    settings = root / "mkdocs.yml"  # as deployed: with an address, to which no page may send anything by itself
+    stated = settings.read_text(encoding="utf-8").replace('repo_url: ""', 'repo_url: "https://github.com/example/list"')
+    settings.write_text(stated, encoding="utf-8")
     assert render.main([], root) == 0
     assert export.main([str(root / "site/generated/data")], root) == 0
     built = subprocess.run(
