@@ -143,11 +143,16 @@ def equations(name: str, repo: str) -> list[str]:
         shown = re.sub(r"\n(?=\n)", "\n&#8203;", shown.rstrip("\n"))
         rows.append(
             f'<div class="beside"><div><div class="equation" tabindex="0" role="group" aria-label="equation">'
-            f"{convert(equation['latex'], display='block')}</div>"
+            f"{lines_of(equation['latex'])}</div>"
             f'<p>{h(equation["says"])}</p><p class="at">{place(path, line, repo)}</p></div>'
             f'<div class="highlight"><pre tabindex="0"><code>{shown}</code></pre></div></div>'
         )
     return [*rows, ""]
+
+
+def lines_of(latex: str) -> str:
+    """MathML of an equation, a line for each part between `\\qquad`: beside code there is little width."""
+    return "".join(convert(part.strip().rstrip(","), display="block") for part in latex.split(r"\qquad"))
 
 
 def idea(module: str) -> str:
