@@ -49,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     compare.add_argument("dense", help="openmoji-mmdit, a diffusers folder, or a hub id")
     compare.add_argument("pruned", type=Path, help="folder written by prune")
     compare.add_argument("--prompt", action="append", help="may be repeated")
+    compare.add_argument("--prompts", type=Path, help="file of prompts, one a line")
+    compare.add_argument("--batch", type=int, default=8, help="pictures drawn at once")
+    compare.add_argument("--metrics", help="fid,clip: Inception FID and CLIP score; both fetch a network")
     compare.add_argument("--steps", type=int, default=20)
     compare.add_argument("--seed", type=int, default=0)
     compare.add_argument("--out", type=Path, default=Path("compare.png"), help="dense above pruned, as a picture")
@@ -129,19 +132,30 @@ def run_compare(options: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
+    from reference.bench import image_metrics
     from reference.checkpoint import load_pruned
     from reference.loaders import load_pipeline
 
+    wanted = image_metrics.parse(options.metrics) if options.metrics else []
     prompts = options.prompt or ["red heart", "pig face", "sleeping face", "green apple"]
+    if options.prompts:
+        prompts = [line.strip() for line in options.prompts.read_text().splitlines() if line.strip()]
     rows = []
     for pipeline in (load_pipeline(options.dense), load_pruned(options.pruned)):
         pipeline.set_progress_bar_config(disable=True)
-        generators = [torch.Generator().manual_seed(options.seed + i) for i in range(len(prompts))]
-        drawn = pipeline(prompts, num_inference_steps=options.steps, generator=generators, output_type="np").images
-        rows.append(np.asarray(drawn))
+        drawn = []
+        for first in range(0, len(prompts), options.batch):
+            some = prompts[first : first + options.batch]
+            generators = [torch.Generator().manual_seed(options.seed + first + i) for i in range(len(some))]
+            pictures = pipeline(some, num_inference_steps=options.steps, generator=generators, output_type="np").images
+            drawn.append(np.asarray(pictures))
+        rows.append(np.concatenate(drawn))
     for prompt, dense, pruned in zip(prompts, *rows, strict=True):
         mse = max(float(np.square(dense - pruned).mean()), 1e-10)
         print(f"{prompt}: PSNR {-10 * np.log10(mse):.1f} dB")
+    if wanted:
+        pair = [torch.from_numpy((row * 255).round().astype(np.uint8)).permute(0, 3, 1, 2) for row in rows]
+        print(*image_metrics.report(wanted, *pair, prompts), sep="\n")
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((sheet * 255).round().astype(np.uint8)).save(options.out)

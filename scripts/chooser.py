@@ -4,7 +4,7 @@ import json
 
 from reference.bench import results
 from reference.request import WITHOUT_DATA
-from scripts import claims
+from scripts import claims, method_runs
 from scripts.text import NOTE, newest_first, venue_of
 
 CLAIMS = 5  # shown for a model that we did not measure
@@ -60,7 +60,7 @@ def said_of(model: str, papers: list[dict], vocab: dict) -> dict | None:
 
 def row(run: dict, runs: list[dict], repo: str) -> dict:
     """One run: what was done, what it bought with intervals, what it cost, where it stands."""
-    dense = next(r for r in runs if r["run_id"] == run["subject"]["baseline_run"])
+    dense = method_runs.dense_of(run, runs)
     config, now, was, machine = run["config"], run["achieved"], dense["achieved"], run["environment"]
     speed = max(run["speed"], key=lambda s: s["pictures"], default=None)
     quality = {q["metric"]: q for q in run["quality"]}

@@ -12,6 +12,7 @@ import yaml
 from reference.bench import results
 from reference.bench.device import ROOT
 from reference.request import WITHOUT_DATA
+from scripts import quality_runs
 from scripts.evidence import PUBLISHED
 from scripts.palette import variable
 from scripts.text import h
@@ -34,15 +35,24 @@ class Cell(NamedTuple):
 
 
 def published() -> dict[str, list[dict]]:
-    """Suite -> runs of the published devices: of every model the newest session, failures included."""
+    """Suite -> runs of the published devices: of every model the newest session, failures included.
+
+    The quality suite has many protocols and is resumed; its own rule says which runs of the rate curves count.
+    """
     devices = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
-    found: dict[str, list[dict]] = {}
-    for suite in SUITES:
+    found = {"quality": quality_runs.of_protocol(quality_runs.read(ROOT / "results"), "quality")}
+    for suite in ("engine", "embedded"):
         runs = [run for device in devices.get(suite, []) for run in results.read(ROOT / "results" / suite / device)]
         models = dict.fromkeys(run["subject"]["model"] for run in runs)
         newest = [results.newest([run for run in runs if run["subject"]["model"] == model]) for model in models]
         found[suite] = [run for session in newest for run in session]
-    return found
+    return {suite: found[suite] for suite in SUITES}
+
+
+def dense_of(run: dict, runs: list[dict]) -> dict:
+    """The dense run that a run is compared with; of a resumed session the one that is left of its model."""
+    dense = [r for r in runs if r["subject"]["is_baseline"] and r["subject"]["model"] == run["subject"]["model"]]
+    return next((r for r in dense if r["run_id"] == run["subject"]["baseline_run"]), dense[-1])
 
 
 def criterion(run: dict) -> str:

@@ -212,8 +212,8 @@ def pictures(runs: list[dict], name: str) -> tuple[list[str], dict[Path, bytes]]
 
 def with_dense(runs: list[dict], wanted: list[dict]) -> list[dict]:
     """The wanted runs of one suite after the dense run that they are compared with."""
-    baselines = {run["subject"]["baseline_run"] for run in wanted}
-    return [run for run in runs if run["run_id"] in baselines] + wanted
+    dense = {run["run_id"]: run for run in (method_runs.dense_of(run, runs) for run in wanted)}
+    return [*dense.values(), *wanted]
 
 
 def helps_section(name: str, found: dict) -> list[str]:

@@ -7,7 +7,6 @@ if README.md or the schema differ from what it would write.
 
 import argparse
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -22,10 +21,11 @@ from scripts import (
     method_runs,
     methods,
     paper_page,
+    quality,
     social_card,
     validate,
 )
-from scripts.text import NOTE, esc, link, newest_first, page_head, sentence, slug, venue_of
+from scripts.text import NOTE, esc, link, newest_first, page_head, sentence, slug, venue_of, write
 
 VOCABULARIES = {
     "family": "Families",
@@ -164,17 +164,6 @@ def site_glossary(vocab: dict) -> str:
 # Files
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step, and only if it changes: a reader never sees half of it."""
-    data = content.encode() if isinstance(content, str) else content
-    if path.exists() and path.read_bytes() == data:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
 def repo_url(root: Path) -> str:
     """The address of the repository, as mkdocs.yml states it; empty while it states none."""
     found = re.search(r"^repo_url: *[\"']?(https://[^\s\"']+)", (root / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
@@ -249,7 +238,7 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
         f"{len(papers.data)} papers, {len(tools.data)} tools, {len(articles.data)} articles, each with its evidence"
     )
     drawings |= {Path("site/generated/pictures/social-card.png"): social_card.card(counts)}
-    for path, content in (evidence.pictures() | drawings).items():
+    for path, content in (evidence.pictures() | quality.build(root) | drawings).items():
         write(root / path, content)
     bib = {paper["id"]: export.bib_entry(paper) for paper in papers.data}
     # A classic script: pages opened from disk may load neither JSON nor modules.

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from reference.request import SERVES
-from scripts import catalog, method_runs, methods
+from scripts import catalog, chooser, method_runs, methods
 from scripts.palette import variable
 
 PAPERS = catalog.read(catalog.ROOT / "papers.yaml").data
@@ -125,3 +125,25 @@ def test_a_paper_leads_to_the_pages_of_its_method():
 def test_pages_are_rendered_without_torch():
     code = "import sys, scripts.render; sys.exit(any(name in sys.modules for name in ('torch', 'diffusers')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=catalog.ROOT, check=False).returncode == 0
+
+
+def test_the_chooser_takes_runs_that_were_not_timed_and_sessions_that_were_resumed():
+    published = method_runs.published()
+    dense, timed = (
+        next(r for r in published["embedded"] if r["subject"]["is_baseline"] is base) for base in (True, False)
+    )
+    asked = {"granularity": "head", "amount": 0.2, "criterion": "obs", "scope": "layer", "seed": 0}
+    curve = timed | {"run_id": "a-curve", "speed": [], "config": timed["config"] | asked}
+    curve["subject"] = timed["subject"] | {"baseline_run": "of an earlier session"}
+    row = chooser.row(curve, [dense, curve], "")
+    assert (row["criterion"], row["data"], row["speed"], row["saved"], row["pictures"]) == (
+        "obs",
+        True,
+        None,
+        None,
+        None,
+    )
+    assert row["noise"] == method_runs.metric(dense, "psnr_other_noise")["value"]
+    assert 0 < row["psnr"][1] < row["psnr"][0] < row["psnr"][2]
+    saved = chooser.seconds_saved({"dense": {"median": 320.0}, "pictures": 16, "speedup": 2.0}, steps=10)
+    assert saved == pytest.approx(0.1)  # 20 ms a picture and step, half of it saved, ten steps

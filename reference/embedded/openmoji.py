@@ -62,8 +62,8 @@ def render(stem: str, size: int) -> np.ndarray:
     return np.asarray(picture.resize((size, size), Image.Resampling.BOX))
 
 
-def drawings(size: int, held_out: bool = False, split: str = "") -> tuple[list[str], Tensor]:
-    """Names and pictures of one half of a split: n prompts, (n, 3, size, size) fp32 in [-1, 1]."""
-    rows = [(stem, name) for stem, name in catalogue() if is_held_out(stem, split) == held_out]
+def drawings(size: int, held_out: bool = False, split: str = "", count: int | None = None) -> tuple[list[str], Tensor]:
+    """Names and pictures of (the first `count` of) one half of a split: n prompts, (n, 3, size, size) in [-1, 1]."""
+    rows = [(stem, name) for stem, name in catalogue() if is_held_out(stem, split) == held_out][:count]
     pixels = np.stack([render(stem, size) for stem, _ in rows])
     return [name for _, name in rows], torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
