@@ -359,7 +359,8 @@ def head(title: str, source: str) -> list[str]:
 def links_of(paper: dict, up: str) -> list[str]:
     """Links to the pages of what a paper removes and how it scores; `up` leads to site/generated/."""
     entries = [name for name, kind in ENTRIES.items() if set(paper[kind.field]) & set(kind.catalogue)]
-    criteria = [name for name in CRITERIA if name in paper["criterion"]]
+    own = paper["id"]  # the readings of Diff-Pruning bear its name
+    criteria = [c for c in CRITERIA if c in paper["criterion"] or c == own or c.startswith(f"{own}-")]
     titles = {name: kind.title for name, kind in (ENTRIES | CRITERIA).items()}
     return [f"[{esc(titles[name])}]({up}methods/{name}.md)" for name in (*entries, *criteria)]
 

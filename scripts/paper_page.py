@@ -21,7 +21,8 @@ def pages(document: Document, data: dict, vocab: dict, links: dict, repo: str, r
     for kind, field in (("tools", "works_with"), ("articles", "about")):
         for entry in data[kind]:
             for paper in entry.get(field, []):
-                mentions[paper].append(f"[{esc(entry.get('name') or entry['title'])}]({UP}{kind}.md#{entry['id']})")
+                title = esc(entry.get("name") or entry["title"])
+                mentions[paper].append(f"{kind.removesuffix('s')} [{title}]({UP}{kind}.md#{entry['id']})")
     return {
         paper["id"]: "\n".join(
             [
@@ -108,7 +109,9 @@ def claims_section(paper: dict, vocab: dict, runs: list[dict]) -> list[str]:
             "",
             *claims.runs_table(nearest, f"{UP}results.md"),
         ]
-    return [*lines, "", f"Rules of the verdicts: [claimed against measured]({UP}claims.md).", ""]
+    if "claims" in paper or nearest:
+        lines += ["", f"Rules of the verdicts: [claimed against measured]({UP}claims.md).", ""]
+    return lines
 
 
 def evidence_section(paper: dict, line: int, links: dict, repo: str) -> list[str]:

@@ -119,7 +119,14 @@ def test_a_paper_leads_to_the_pages_of_its_method():
     paper = next(p for p in PAPERS if p["id"] == "obs-diff")
     names = [re.search(r"methods/([\w-]+)\.md", link)[1] for link in methods.links_of(paper, "../")]
     assert names == ["unstructured", "semi-structured", "structured", "head", "obs-diff"]
-    assert methods.links_of(paper | {"granularity": ["token"], "criterion": ["other"], "schedule": []}, "") == []
+    nothing = {"id": "x", "granularity": ["token"], "criterion": ["other"], "schedule": []}
+    assert methods.links_of(paper | nothing, "") == []
+    paper = next(p for p in PAPERS if p["id"] == "diff-pruning")
+    assert [link.split("/")[-1] for link in methods.links_of(paper, "")][-3:] == [
+        "diff-pruning.md)",
+        "diff-pruning-script.md)",
+        "diff-pruning-experiments.md)",
+    ]
 
 
 def test_pages_are_rendered_without_torch():
