@@ -7,6 +7,7 @@ that mkdocstrings fills from the docstrings. No module of `reference` that needs
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,10 +134,16 @@ def place(path: str, line: int, repo: str) -> str:
     return anchor(f"{path}:{line}", f"{repo}/blob/main/{path}#L{line}") if repo else f"<code>{h(path)}:{line}</code>"
 
 
+@cache
+def equation_table() -> dict[str, list[dict]]:
+    """Page -> its equations."""
+    return yaml.safe_load(EQUATIONS.read_text(encoding="utf-8"))
+
+
 def equations(name: str, repo: str) -> list[str]:
     """Each equation beside the code that computes it."""
     rows = []
-    for equation in yaml.safe_load(EQUATIONS.read_text(encoding="utf-8"))[name]:
+    for equation in equation_table()[name]:
         code, path, line = function(equation["code"])
         shown = highlight(code, PythonLexer(), HtmlFormatter(nowrap=True))
         # A blank line would end the HTML block for Markdown.
