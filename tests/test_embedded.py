@@ -129,6 +129,17 @@ def test_output_types_and_wrong_noise(pipeline):
         pipeline("red heart", latents=torch.zeros(1, 3, 8, 8))
 
 
+def test_a_model_draws_with_the_guidance_that_is_kept_with_it(tmp_path):
+    pipeline = load_embedded("openmoji-mmdit")
+    assert pipeline.config.guidance_scale == 3.0
+    assert np.array_equal(draw(pipeline), draw(pipeline, guidance_scale=3.0))
+    pipeline.register_to_config(guidance_scale=1.5)
+    reference.save_pruned(pipeline, tmp_path / "saved")
+    again = reference.load_pruned(tmp_path / "saved")
+    assert again.config.guidance_scale == 1.5
+    assert np.array_equal(draw(again), draw(load_embedded("openmoji-mmdit"), guidance_scale=1.5))
+
+
 def test_a_pruned_pipeline_comes_back_from_disk(tmp_path):
     for method in ("head", "magnitude"):
         pipeline = reference.create_pruned_pipeline("openmoji-mmdit", pruning_amount=0.3, method=method)

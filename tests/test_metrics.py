@@ -190,7 +190,7 @@ def test_acceptance_judges_what_a_model_draws(real):
     everything = list(numbers)
 
     def model(move):
-        def draw(prompts, steps, guidance, generator, output_type):
+        def draw(prompts, steps, generator, output_type):
             shown = [everything[(numbers[p] + move) % len(everything)] for p in prompts]
             return type("Drawn", (), {"images": torch.stack([pictures[name] for name in shown])})
 

@@ -203,7 +203,7 @@ def test_killed_in_the_middle_of_recovery_it_ends_with_the_numbers_of_an_unbroke
 def test_a_second_model_is_told_the_prompts_by_its_own_text_encoder(tmp_path):
     judge = open_judge(yaml.safe_dump(PROTOCOL | {"paired": True}))
     same, deaf = load_embedded("openmoji-mmdit"), load_embedded("openmoji-mmdit")
-    deaf.text_encoder.text_model.embeddings.token_embedding.weight.data.zero_()
+    deaf.text_encoder.get_input_embeddings().weight.data.zero_()
     found = []
     for number, second in enumerate((same, deaf)):
         runs = second_seed.compare(judge, "openmoji-mmdit", second, tmp_path / str(number), {"second_weights": "x"})

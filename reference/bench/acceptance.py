@@ -38,14 +38,17 @@ def unseen_names() -> list[str]:
     return [name for stem, name in catalogue() if is_held_out(stem) and not is_held_out(stem, SPLIT)]
 
 
-def draw(pipeline: EmbeddedPipeline, names: list[str], seeds: list[int], steps: int, guidance: float) -> Tensor:
-    """Pictures (s, p, 3, 32, 32) in [0, 1]; the noise of a picture depends on its seed and place in the list alone."""
+def draw(pipeline: EmbeddedPipeline, names: list[str], seeds: list[int], steps: int) -> Tensor:
+    """Pictures (s, p, 3, 32, 32) in [0, 1], with the model's own guidance.
+
+    The noise of a picture depends on its seed and place in the list alone.
+    """
     pictures = []
     for seed in seeds:
         generators = [torch.Generator().manual_seed(1000 * seed + i) for i in range(len(names))]
         for i in range(0, len(names), BATCH):
             some = slice(i, i + BATCH)
-            drawn = pipeline(names[some], steps, guidance, generator=generators[some], output_type="pt")
+            drawn = pipeline(names[some], steps, generator=generators[some], output_type="pt")
             pictures.append(drawn.images)
     return torch.cat(pictures).unflatten(0, (len(seeds), -1))
 
@@ -53,7 +56,7 @@ def draw(pipeline: EmbeddedPipeline, names: list[str], seeds: list[int], steps: 
 def judge(pipeline: EmbeddedPipeline, protocol: dict) -> tuple[dict, Tensor]:
     """The record of a model, and its pictures (p, 3, 32, 32) of the listed names from the first seed."""
     evaluator, gallery = load_evaluator(), [name for _, name in catalogue()]
-    settings = protocol["noise_seeds"], protocol["sampler"]["steps"], protocol["sampler"]["guidance"]
+    settings = protocol["noise_seeds"], protocol["sampler"]["steps"]
     listed = draw(pipeline, protocol["names"], *settings)
     unseen = draw(pipeline, unseen_names(), *settings)
     rank = ranks(evaluator, listed[0], protocol["names"], gallery)

@@ -7,9 +7,11 @@ import yaml
 from torch import Tensor
 
 from reference.bench import acceptance, metrics
+from reference.embedded import EMBEDDED
 from reference.embedded.evaluator import Evaluator, load_evaluator
 from reference.embedded.models import SIZE
 from reference.embedded.openmoji import catalogue, drawings
+from reference.embedded.pipeline import EmbeddedPipeline
 
 APART = 1000  # seeds of noise and calibration are so far apart from one --seed to the next
 
@@ -24,6 +26,11 @@ class Judge(NamedTuple):
     names: list[str]  # seen, then unseen
     gallery: list[str]
     drawings: tuple[list[str], Tensor]  # m names, (m, 3, size, size) in [-1, 1]: what the models were trained on
+
+    def of(self, model: str) -> "Judge":
+        """The same with the model's own guidance in the sampler, unless the protocol names one for all."""
+        own = EmbeddedPipeline.load_config(EMBEDDED[model])["guidance_scale"]
+        return self._replace(protocol=self.protocol | {"sampler": {"guidance": own} | self.protocol["sampler"]})
 
     def records(self, pictures: Tensor, dense: Tensor) -> list[dict]:
         """All metrics of pictures (s * p, 3, size, size); those of the drawings and prompts do not look at `dense`."""

@@ -71,6 +71,7 @@ def finished(sha256: str, seed: int, folder: Path) -> list[dict]:
 def open_subject(judge: Judge, model: str, before: dict | None, folder: Path) -> tuple[Subject, list[dict]]:
     """Draw with the dense model from its noise and from other noise; write its result unless there is one."""
     start = time.monotonic()
+    judge = judge.of(model)
     protocol = judge.protocol
     dense = load_embedded(model, getattr(torch, protocol["dtype"]))
     seeds = protocol["noise_seeds"]
@@ -95,6 +96,7 @@ def open_subject(judge: Judge, model: str, before: dict | None, folder: Path) ->
 def run_cell(judge: Judge, subject: Subject, cell: Cell, folder: Path) -> dict:
     """Do what the cell asks to a copy of the dense model, draw, judge, write. Refusals and failures are results too."""
     start = time.monotonic()
+    judge = judge.of(cell.model)
     run, protocol = frame(judge, cell, subject.run_id), judge.protocol
     pictures = None
     try:

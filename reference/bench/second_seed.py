@@ -24,6 +24,7 @@ from reference.embedded.pipeline import EmbeddedPipeline
 
 def compare(judge: Judge, model: str, second: EmbeddedPipeline, folder: Path, facts: dict) -> list[dict]:
     """The results of the model that ships and of the second one; `facts` say what the second is."""
+    judge = judge.of(model)
     protocol = judge.protocol
     first, runs = quality.open_subject(judge, model, None, folder)
     if type(second.denoiser) is not type(first.dense.denoiser):

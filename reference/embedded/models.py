@@ -108,4 +108,4 @@ def build_unet(prompts: Iterable[str]) -> EmbeddedPipeline:
         prediction_type="v_prediction",
         timestep_spacing="trailing",  # starts from noise alone; the predicted picture is clipped to [-1, 1]
     )
-    return EmbeddedPipeline(text_encoder, tokenizer, scheduler, unet=unet)
+    return EmbeddedPipeline(text_encoder, tokenizer, scheduler, unet=unet, guidance_scale=1.5)

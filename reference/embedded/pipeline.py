@@ -38,8 +38,10 @@ class EmbeddedPipeline(DiffusionPipeline):
         scheduler: FlowMatchEulerDiscreteScheduler | DDIMScheduler | DPMSolverMultistepScheduler,
         transformer: SD3Transformer2DModel | None = None,
         unet: UNet2DConditionModel | None = None,
+        guidance_scale: float = 3.0,
     ):
         super().__init__()
+        self.register_to_config(guidance_scale=guidance_scale)
         self.register_modules(
             text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler, transformer=transformer, unet=unet
         )
@@ -76,17 +78,20 @@ class EmbeddedPipeline(DiffusionPipeline):
         self,
         prompt: str | list[str],
         num_inference_steps: int = 20,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
     ) -> EmbeddedOutput:
         """Draw `prompt`.
 
-        `latents` (b, channels, size, size) is the starting noise; `output_type` is pil, np, pt or latent (folded). The
-        scheduler must be one that starts from noise of variance 1 and takes x as it is, as flow matching and DDIM do.
+        Without `guidance_scale` the model's own is used, which is kept with it. `latents` (b, channels, size, size) is
+        the starting noise; `output_type` is pil, np, pt or latent (folded). The scheduler must be one that starts from
+        noise of variance 1 and takes x as it is, as flow matching and DDIM do.
         """
         prompt = [prompt] if isinstance(prompt, str) else list(prompt)
+        if guidance_scale is None:
+            guidance_scale = self.config.guidance_scale
         model, guided = self.denoiser, guidance_scale != 1.0
         hidden, pooled = self.encode_prompt([""] * len(prompt) + prompt if guided else prompt)
         hidden, pooled = hidden.to(model.dtype), pooled.to(model.dtype)
