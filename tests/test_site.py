@@ -346,6 +346,7 @@ def test_a_lost_address_leads_on(browser, server):
     assert page.locator("h1").inner_text() == "Not here"
     page.get_by_role("link", name='Papers with "obs diff"').click()
     page.wait_for_url("**/generated/papers.html#q=obs**")
+    page.wait_for_function("document.querySelector('.catalogue output')?.textContent.includes(' of ')")
     assert "obs-diff" in shown(page)
     page.close()
 
@@ -416,6 +417,8 @@ def test_chooser_names_the_missing_run(tab, site):
     assert again.locator("[name=model]").input_value() == "flux.1-dev"
     assert again.locator("[name=device]").input_value() == "NVIDIA H100"
     page.get_by_role("link", name="papers on pruning it").click()
+    page.wait_for_url("**/generated/papers.html#family=pruning&target=flux.1-dev")
+    page.wait_for_function("document.querySelector('.catalogue output')?.textContent.includes('2 filters')")
     assert set(shown(page)) == wanted
 
 
