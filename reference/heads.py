@@ -1,5 +1,7 @@
 """Attention-head pruning: structured pruning whose unit is a head.
 
+    y = sum over h in K of W_O^(h) softmax(Q_h K_h^T / sqrt(d)) V_h    K: the heads that stay
+
 "Are sixteen heads really better than one?" (Michel et al. 2019, arXiv 1905.10650) removes heads by the gradient of a
 gate; here the score is the magnitude of all matrices of the head. A head of a joint attention (SD3, FLUX) is one unit
 of both streams: up to eight matrices lose it together (`anatomy/attention.py`).

@@ -1,5 +1,8 @@
 """Structured pruning: whole units leave, the matrices get smaller, every dense kernel and file profits.
 
+    y = W_2[:, K] phi(W_1[K, :] x + b_1[K])    K: the neurons that stay; for filters Li et al. 2017 (arXiv 1608.08710,
+                                               section 3): a filter goes with the slice of the next layer that reads it
+
     score   S_u of every unit: all the weights that disappear with it (`criteria/`)
     select  exactly k lowest of each layer, of each component or of the whole model; widths rounded to tiles
     cut     rows of the producers, columns of the consumers, the sizes that forward reads (`anatomy/`)

@@ -1,5 +1,7 @@
 """Unstructured pruning: single weights become zero.
 
+    W'_oi = m_oi W_oi,    sum of (1 - m_oi) = k = floor(amount * n + 0.5)        (Han et al. 2015, arXiv 1506.02626)
+
     score   S_oi of every weight (`criteria/`)
     select  exactly k lowest of each row, of each layer, of each component or of the whole model (`scope`)
     cut     there is nothing to cut: a dense kernel reads zeros as fast as any number, and a dense file stores them

@@ -9,6 +9,7 @@ import yaml
 
 from reference.bench import criteria_table, results
 from reference.bench.device import ROOT
+from scripts import palette
 from scripts.pictures import grid as pictures_of
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
@@ -19,8 +20,6 @@ CREDIT = (
     "Drawings: [OpenMoji](https://openmoji.org), CC BY-SA 4.0; the pictures are drawn by a model trained on them and "
     "carry the same licence."
 )
-# Okabe and Ito's palette: told apart by colour-blind readers; one colour a granularity, the same everywhere.
-COLOURS = {"weight": "#0072B2", "2:4": "#56B4E9", "neuron": "#D55E00", "head": "#009E73"}
 SHOWN_PROMPTS = 10
 STORED_COLUMNS = ("file", "packed file", "memory")
 LEFT_COLUMNS = ("entry", "asked", "units removed", "parameters removed", *STORED_COLUMNS, "MACs left", "nominal")
@@ -324,7 +323,9 @@ def chart(runs: list[dict]) -> bytes:
                 "y": psnr["value"], "y1": psnr["ci95"][0], "y2": psnr["ci95"][1],
             }
         )  # fmt: skip
-    colour = alt.Color("unit:N", title="unit removed", scale=alt.Scale(domain=list(COLOURS), range=[*COLOURS.values()]))
+    units = list(dict.fromkeys(row["unit"] for row in rows))
+    scale = alt.Scale(domain=units, range=[palette.colour(unit) for unit in units])
+    colour = alt.Color("unit:N", title="unit removed", scale=scale)
     x = alt.X("x:Q", title="realised speed-up over dense, 16 pictures a batch", scale=alt.Scale(zero=False))
     y = alt.Y("y:Q", title="PSNR to the dense picture, dB", scale=alt.Scale(zero=False))
     base = alt.Chart(alt.Data(values=rows))

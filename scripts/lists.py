@@ -15,9 +15,9 @@ HEAD = """\
 hide: [navigation, toc]
 {search}---
 
-<!-- {note} -->
-
 # {title}
+
+<!-- {note} -->
 
 {text}
 """
@@ -30,6 +30,7 @@ def facets_of(entry: dict, kind: str, measured: dict[str, str]) -> dict[str, lis
         return {
             "family": [entry["family"]],
             "granularity": entry["granularity"],
+            "criterion": entry["criterion"],
             "schedule": entry["schedule"],
             "recovery": entry["recovery"],
             "target": entry["targets"],
@@ -57,6 +58,7 @@ FACETS = {
     "papers": {
         "family": ("Family", "family"),
         "granularity": ("Removes", "granularity"),
+        "criterion": ("Criterion", "criterion"),
         "schedule": ("Schedule", "schedule"),
         "recovery": ("Recovery", "recovery"),
         "target": ("Model", "models"),

@@ -1,10 +1,12 @@
 """A page for every paper: facts, claims beside what we measured, evidence with dates, related entries, BibTeX."""
 
+import json
 from collections import Counter, defaultdict
 from math import log
 
 from scripts import claims, export
 from scripts.catalog import Document
+from scripts.methods import links_of
 from scripts.text import NOTE, esc, link, sentence, terms, venue_of
 
 RELATED = 6
@@ -19,7 +21,8 @@ def pages(document: Document, data: dict, vocab: dict, links: dict, repo: str, r
     for kind, field in (("tools", "works_with"), ("articles", "about")):
         for entry in data[kind]:
             for paper in entry.get(field, []):
-                mentions[paper].append(f"[{esc(entry.get('name') or entry['title'])}]({UP}{kind}.md#{entry['id']})")
+                title = esc(entry.get("name") or entry["title"])
+                mentions[paper].append(f"{kind.removesuffix('s')} [{title}]({UP}{kind}.md#{entry['id']})")
     return {
         paper["id"]: "\n".join(
             [
@@ -63,18 +66,20 @@ def head(paper: dict, vocab: dict) -> list[str]:
         "Models": ("models", paper["targets"]),
     }
     listed = [f"- **{label}:** {terms(vocab, name, values, UP)}" for label, (name, values) in facts.items()]
+    methods = links_of(paper, UP)
     return [
-        "---\nhide: [navigation, toc]\n---",
-        "",
-        f"<!-- {NOTE.format(source='papers.yaml and results/')} -->",
+        f"---\nhide: [navigation, toc]\ndescription: {json.dumps(' '.join(paper['summary'].split()))}\n---",
         "",
         f"# {esc(paper['title'])}",
+        "",
+        f"<!-- {NOTE.format(source='papers.yaml and results/')} -->",
         "",
         f"{esc(authors)}. {appeared}. {', '.join(addresses)}. [All papers]({UP}papers.md)",
         "",
         sentence(paper["summary"]),
         "",
         *listed,
+        *([f"- **Equation, code and measurements here:** {', '.join(methods)}"] if methods else []),
         *([f"- **Limits:** {sentence(paper['limits'])}"] if "limits" in paper else []),
         "",
     ]
@@ -104,7 +109,9 @@ def claims_section(paper: dict, vocab: dict, runs: list[dict]) -> list[str]:
             "",
             *claims.runs_table(nearest, f"{UP}results.md"),
         ]
-    return [*lines, "", f"Rules of the verdicts: [claimed against measured]({UP}claims.md).", ""]
+    if "claims" in paper or nearest:
+        lines += ["", f"Rules of the verdicts: [claimed against measured]({UP}claims.md).", ""]
+    return lines
 
 
 def evidence_section(paper: dict, line: int, links: dict, repo: str) -> list[str]:

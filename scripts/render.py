@@ -11,7 +11,20 @@ import re
 import sys
 from pathlib import Path
 
-from scripts import catalog, chooser, claims, evidence, export, lists, paper_page, quality, validate
+from scripts import (
+    catalog,
+    chooser,
+    claims,
+    evidence,
+    export,
+    lists,
+    method_runs,
+    methods,
+    paper_page,
+    quality,
+    social_card,
+    validate,
+)
 from scripts.text import NOTE, esc, link, newest_first, page_head, sentence, slug, venue_of, write
 
 VOCABULARIES = {
@@ -213,19 +226,28 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     }
     by_paper = paper_page.pages(papers, data, vocab, links, address, runs)
     pages |= {f"papers/{key}": text for key, text in by_paper.items()}
+    by_method, drawings = methods.pages(papers.data, vocab, address)
+    pages |= {f"methods/{key}": text for key, text in by_method.items()}
     for old in (root / "site" / "generated" / "papers").glob("*.md"):
         if old.stem not in by_paper:  # its entry was removed or renamed
             old.unlink()
     write(readme_path, readme)
     for name, text in pages.items():
         write(root / "site" / "generated" / f"{name}.md", text)
-    for path, content in (evidence.pictures() | quality.build(root)).items():
+    counts = (
+        f"{len(papers.data)} papers, {len(tools.data)} tools, {len(articles.data)} articles, each with its evidence"
+    )
+    drawings |= {Path("site/generated/pictures/social-card.png"): social_card.card(counts)}
+    for path, content in (evidence.pictures() | quality.build(root) | drawings).items():
         write(root / path, content)
     bib = {paper["id"]: export.bib_entry(paper) for paper in papers.data}
     # A classic script: pages opened from disk may load neither JSON nor modules.
     script = f"/* {NOTE.format(source='papers.yaml')} */\nwindow.bibtex = {json.dumps(bib, ensure_ascii=False)};\n"
     write(root / "site" / "generated" / "data" / "bibtex.js", script)
-    write(root / "site" / "generated" / "data" / "runs.js", chooser.script(runs, vocab, address))
+    write(
+        root / "site" / "generated" / "data" / "runs.js",
+        chooser.script(method_runs.published(), papers.data, vocab, address),
+    )
     feed = claims.feed(papers.data, runs, vocab, export.site_url(root))
     write(root / "site" / "generated" / "data" / "verdicts.xml", feed)
     return 0

@@ -59,8 +59,8 @@ def terms(vocab: dict, vocabulary: str, values: list[str], up: str = "") -> str:
 
 
 def page_head(title: str, source: str, text: str) -> list[str]:
-    """Title and first paragraph of a generated page."""
-    return [f"<!-- {NOTE.format(source=source)} -->", "", f"# {title}", "", text, ""]
+    """Title and first paragraph of a generated page. The title comes first: MkDocs takes it for the page's name."""
+    return [f"# {title}", "", f"<!-- {NOTE.format(source=source)} -->", "", text, ""]
 
 
 def venue_of(paper: dict) -> str:

@@ -2,7 +2,7 @@
 
 Every time is processor time of one thread, median of five (or as many as said), and a ratio to a copy or a peer timed
 in the same process: what else runs on the machine then matters little. No test asserts a time. Results go to
-results/perf/<device>/.
+results/perf/<device>/. Part S is the site in a browser (`perf_site.py`); it needs `make site` first.
 
 Peers that are not part of torch are looked for in DIR, which is out/peers by default. To put them there:
 
@@ -44,6 +44,7 @@ from reference.request import Request
 from reference.scoring import unit_scorer
 from reference.select import count_to_remove, lowest, lowest_n_m, lowest_per_row, rounded_keep
 from reference.unstructured import zero_weights
+from tests import perf_site
 
 OUT, IN = 3072, 12288  # a feed-forward matrix of FLUX.1
 TARGETS = {"at least": lambda ratio, bound: ratio >= bound, "at most": lambda ratio, bound: ratio <= bound}
@@ -369,6 +370,7 @@ def main(arguments: list[str] | None = None) -> int:
             for dtype in (torch.bfloat16, torch.float32)
         ),
         ("P6", lambda: realised(options.repeats)),
+        ("S", lambda: (Row(*fields) for fields in perf_site.rows())),
     ]
     rows = []
     print(f"{'':3} {'what':44} {'measured':>9}  {'target':15}  {'':7} ratio")

@@ -632,7 +632,7 @@ def test_paper_page(root):
     )
     assert "https://github.com/example/list/edit/main/papers.yaml#L1)" in page
     assert "- 2026-11-20: [title, authors, abstract](https://arxiv.org/abs/2305.00001)" in page
-    assert "- [AlphaTool](../tools.md#alpha-tool)" in page
+    assert "- tool [AlphaTool](../tools.md#alpha-tool)" in page
     assert "\n@inproceedings{alpha-pruning,\n" in page
     other = (root / "site/generated/papers/beta-caching.md").read_text(encoding="utf-8")
     assert "https://github.com/example/list/edit/main/papers.yaml#L36)" in other

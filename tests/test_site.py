@@ -1,17 +1,24 @@
 """The built site in Chromium, opened from disk: finder, address, keys, phone, no script, no request outside."""
 
+import gzip
+import html
 import os
 import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from PIL import Image
 
 from scripts import catalog, export, render
+from tests import perf_site
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[test]'")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -27,6 +34,12 @@ PAGE_TYPES = (
     "generated/claims.html",
     "generated/results.html",
     "generated/glossary.html",
+    "generated/methods/index.html",
+    "generated/methods/obs.html",
+    "generated/methods/structured.html",
+    "guides/prune.html",
+    "contribute.html",
+    "api.html",
 )
 
 # axe takes its time over long lists: a view of a list has the same elements.
@@ -43,6 +56,9 @@ def site(tmp_path_factory) -> Path:
         shutil.copytree(catalog.ROOT / name, root / name, ignore=shutil.ignore_patterns("generated"))
     for name in ("papers.yaml", "tools.yaml", "articles.yaml", "links.lock.json", "mkdocs.yml", "README.md"):
         shutil.copy(catalog.ROOT / name, root)
+    settings = root / "mkdocs.yml"  # as deployed: with an address, to which no page may send anything by itself
+    stated = settings.read_text(encoding="utf-8").replace('repo_url: ""', 'repo_url: "https://github.com/example/list"')
+    settings.write_text(stated, encoding="utf-8")
     assert render.main([], root) == 0
     assert export.main([str(root / "site/generated/data")], root) == 0
     built = subprocess.run(
@@ -249,6 +265,10 @@ class Links(HTMLParser):
         for key, value in attrs:
             if key in ("href", "src") and value:
                 self.links.append(value)
+            if key == "srcset" and value:
+                self.links += [part.split()[0] for part in value.split(",")]
+            if key == "content" and ("property", "og:image") in attrs:
+                self.links.append(value)
             if key in ("id", "name") and value:
                 self.ids.add(value)
 
@@ -260,9 +280,12 @@ def test_internal_links_and_anchors_resolve(site):
     for path, page in pages.items():
         for link in page.links:
             parts = urlsplit(link)
-            if parts.scheme or parts.netloc or path.name == "404.html":  # its addresses start at the server's root
+            if parts.scheme or parts.netloc:
                 continue
-            target = Path(os.path.normpath(path.parent / unquote(parts.path))) if parts.path else path
+            at_root = path.name == "404.html"  # it may stand at any depth, so its addresses start at the server's root
+            assert link.startswith("/") == (at_root and bool(parts.path)), (path, link)
+            place = site / unquote(parts.path).lstrip("/") if at_root else path.parent / unquote(parts.path)
+            target = Path(os.path.normpath(place)) if parts.path else path
             checked += 1
             anchor = unquote(parts.fragment)
             known = anchor in pages[target].ids if target in pages else not anchor
@@ -273,36 +296,133 @@ def test_internal_links_and_anchors_resolve(site):
 
 
 def test_first_load_is_light(site):
-    """Under 300 KB compressed apart from the search index (design of the site: issue 7)."""
-    import gzip
-
+    """Under 300 KB compressed apart from the search index, at 500 papers as well."""
     page = site / "generated/papers.html"
-    text = page.read_text(encoding="utf-8")
-    files = [page] + [
-        page.parent / link for link in re.findall(r'(?:src|href)="([^":]+\.(?:js|css|svg|png))(?=["?])', text)
-    ]
-    size = sum(len(gzip.compress(f.read_bytes())) for f in files if "search" not in f.name)
+    size, own = perf_site.first_load(page), len(gzip.compress(page.read_bytes()))
     assert 50_000 < size < 300_000
+    assert size - own + own * 500 / len(papers()) < 300_000
+
+
+def test_what_a_shared_link_shows(site):
+    paper = (site / "generated/papers/obs-diff.html").read_text(encoding="utf-8")
+    about = next(p for p in papers() if p["id"] == "obs-diff")
+    head = dict(re.findall(r'<meta property="og:(\w+)" content="([^"]*)"', paper))
+    assert html.unescape(head["title"]).startswith(about["title"])
+    assert html.unescape(head["description"]) == " ".join(about["summary"].split())
+    with Image.open(site / "generated/pictures/social-card.png") as card:
+        assert card.size == (1200, 630)
+        assert len(card.convert("RGB").getcolors()) > 20
+
+
+@pytest.fixture
+def server(site):
+    """The site over HTTP, with its own page for what is missing, as Pages serves it."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def send_error(self, code, message=None, explain=None):
+            body = (site / "404.html").read_bytes()
+            self.send_response(code)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(site)))
+    Thread(target=listening.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{listening.server_address[1]}"
+    listening.shutdown()
+
+
+def test_a_lost_address_leads_on(browser, server):
+    page = browser.new_page()
+    failed = []
+    page.on("response", lambda r: failed.append(r.url) if r.status >= 400 else None)
+    lost = f"{server}/generated/papers/older/obs-diff.html"
+    page.goto(lost)
+    assert failed == [lost]  # its styles and scripts were found from any depth
+    assert page.locator("h1").inner_text() == "Not here"
+    page.get_by_role("link", name='Papers with "obs diff"').click()
+    page.wait_for_url("**/generated/papers.html#q=obs**")
+    page.wait_for_function("document.querySelector('.catalogue output')?.textContent.includes(' of ')")
+    assert "obs-diff" in shown(page)
+    page.close()
+
+
+def test_equations_are_drawn_beside_their_code(tab):
+    page = tab("generated/methods/obs.html", viewport={"width": 1300, "height": 900})
+    for math in page.locator(".beside math").all():
+        box = math.bounding_box()
+        assert box["height"] > 15
+        assert box["width"] > 60
+    left, right = (page.locator(f".beside >> nth=0 >> css={part}").bounding_box() for part in (".equation", "pre"))
+    assert left["x"] + left["width"] <= right["x"]
+    assert abs(left["y"] - right["y"]) < 60
 
 
 # Home
 
 
-def test_chooser_shows_runs_that_none_beats_or_names_the_missing_one(tab):
+def gains(run: dict) -> tuple:
+    return run["psnr"][0], run["speed"][0] if run["speed"] else 0, run["file"]
+
+
+def test_chooser_shows_runs_that_none_beats(tab):
     page = tab("index.html")
     runs = page.evaluate("window.measured.runs")
     assert len(runs) > 5
-    ids = page.locator(".answer tbody td:last-child a").all_inner_texts()
-    gains = {run["id"]: (run["psnr"][0], run["speed"][0], run["file"]) for run in runs}
+    model, device = page.locator("[name=model]").input_value(), page.locator("[name=device]").input_value()
+    here = [run for run in runs if (run["model"], run["device"]) == (model, device)]
 
-    def beaten(one: tuple) -> bool:
-        return any(all(a >= b for a, b in zip(two, one, strict=True)) and two != one for two in gains.values())
+    def beaten(one: dict) -> bool:
+        others = [gains(run) for run in here if run["protocol"] == one["protocol"]]
+        return any(all(a >= b for a, b in zip(two, gains(one), strict=True)) and two != gains(one) for two in others)
 
-    assert sorted(ids) == sorted(key for key, gain in gains.items() if not beaten(gain))
+    assert sorted(answered(page)) == sorted(run["id"] for run in here if not beaten(run))
+    commands = page.locator(".answer pre").first.inner_text()
+    assert "reference.bench --suite embedded --method" in commands
+    assert "reference prune SOURCE --granularity" in commands
+    trained = {run["id"] for run in here if run["seconds"] > 0}
+    assert trained & set(answered(page))
+    assert "earned back after" in page.locator(".answer").inner_text()
     page.locator("[name=budget]").select_option("0")
-    trained = {run["id"] for run in runs if run["seconds"] > 0}
-    assert not trained & set(page.locator(".answer tbody td:last-child a").all_inner_texts())
+    assert not trained & set(answered(page))
+
+
+def answered(page) -> list[str]:
+    """Ids of the runs in the chooser's answer."""
+    return page.locator(".answer tbody td:last-child a").all_inner_texts()
+
+
+def test_chooser_names_the_missing_run(tab, site):
+    page = tab("index.html")
+    page.locator("[name=floor]").select_option("noise")
+    page.locator("[name=budget]").select_option("0")
+    runs = page.evaluate("window.measured.runs")
+    good = {run["id"] for run in runs if run["psnr"][0] >= run["noise"] and not run["seconds"]}
+    assert set(answered(page)) <= good
     page.locator("[name=model]").select_option("flux.1-dev")
-    assert "no published run of FLUX.1-dev" in page.locator(".answer").inner_text()
+    page.locator("[name=device]").select_option("NVIDIA H100")
+    answer = page.locator(".answer").inner_text()
+    assert "No measured answer: there is no published run of FLUX.1-dev on NVIDIA H100" in answer
+    assert "reference.bench --suite latency --model flux.1-dev" in answer
+    assert "claimed by them, not measured by us" in answer
+    for link in page.eval_on_selector_all(".answer a", "links => links.map(link => link.getAttribute('href'))"):
+        assert (site / link.split("#")[0]).is_file(), link
+    wanted = {p["id"] for p in papers() if p["family"] == "pruning" and "flux.1-dev" in p["targets"]}
+    assert f"All {len(wanted)} papers on pruning it" in answer
     again = tab("index.html" + page.url[page.url.index("#") :])
     assert again.locator("[name=model]").input_value() == "flux.1-dev"
+    assert again.locator("[name=device]").input_value() == "NVIDIA H100"
+    page.get_by_role("link", name="papers on pruning it").click()
+    page.wait_for_url("**/generated/papers.html#family=pruning&target=flux.1-dev")
+    page.wait_for_function("document.querySelector('.catalogue output')?.textContent.includes('2 filters')")
+    assert set(shown(page)) == wanted
+
+
+def test_chooser_on_a_phone_answers_without_scrolling_sideways(tab):
+    page = tab("index.html", **PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator(".answer table").first.is_visible()

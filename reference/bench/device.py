@@ -7,8 +7,6 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[2]
 # Changing these does not change what is measured.
 NOT_CODE = ("results/", "README.md", "site/")
@@ -36,6 +34,8 @@ def gpu() -> dict:
         answer = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.splitlines()[0].split(",")
     except (OSError, subprocess.CalledProcessError, IndexError):
         answer = ["unknown"] * len(fields)
+    import torch  # here: pages and tables that only name a device are made without it
+
     facts = {field.replace(".", "_"): value.strip() for field, value in zip(fields, answer, strict=True)}
     properties = torch.cuda.get_device_properties(0)
     sparse = torch.backends.cusparselt
@@ -57,7 +57,11 @@ def cpu_name() -> str:
 
 def device_folder(device: str = "cpu") -> str:
     """Name of this machine's folder under results/<suite>/: the GPU's where that is measured, else the processor's."""
-    name = torch.cuda.get_device_name(0) if device == "cuda" else cpu_name()
+    name = cpu_name()
+    if device == "cuda":
+        import torch
+
+        name = torch.cuda.get_device_name(0)
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return f"cuda-{slug}" if device == "cuda" else f"cpu-{slug}-{os.cpu_count()}-cores"
 

@@ -4,9 +4,8 @@
 (() => {
   const form = document.querySelector(".chooser form");
   if (!form || !window.measured) return;
-  const { models, runs } = window.measured;
+  const { models, runs, timed, claims } = window.measured;
   const out = document.querySelector(".chooser .answer");
-  const other = runs.find((run) => run.other)?.other;
   const measured = [...new Set(runs.map((run) => run.model))];
   const devices = [...new Set(runs.map((run) => run.device))];
 
@@ -26,48 +25,68 @@
     group("not measured", ["NVIDIA H100", "another GPU", "another CPU"].map((device) => option(device, device))),
   );
   form.floor.append(
-    option("0", "anything"),
+    option("0", "anything: show every trade"),
     option("12", "much: PSNR to the dense picture of 12 dB or more"),
     option("15", "some: 15 dB or more"),
-    ...(other ? [option(other.toFixed(2), `no more than another noise changes: ${other.toFixed(1)} dB or more`)] : []),
+    option("noise", "no more than another noise changes a picture"),
   );
-  form.budget.append(option("0", "none"), option("60", "one minute on that device"), option("Infinity", "any"));
+  form.budget.append(
+    option("0", "none"),
+    option("60", "one minute on that device"),
+    option("3600", "one hour on that device"),
+    option("Infinity", "any"),
+  );
   form.budget.value = "Infinity";
 
   const percent = (share) => `${Math.round(100 * share)} %`;
   const spread = ([value, low, high], digits, unit = "") => `${value.toFixed(digits)}${unit} (${low.toFixed(digits)}-${high.toFixed(digits)})`;
-  const gains = (run) => [run.psnr[0], run.speed[0], run.file];
-  const units = (run) => `${percent(run.amount)} of the ${run.unit.includes(":") ? `weights, ${run.unit}` : `${run.unit}s`}`;
+  const gains = (run) => [run.psnr[0], run.speed ? run.speed[0] : 0, run.file];
+  const kind = (run) => (run.unit.includes(":") ? `weights, ${run.unit}` : `${run.unit}s`);
+  const units = (run) => `${percent(run.amount)} of the ${kind(run)}`;
   const beats = (a, b) => {
     const [x, y] = [gains(a), gains(b)];
     return x.every((gain, i) => gain >= y[i]) && x.some((gain, i) => gain > y[i]);
   };
+  const enough = (run, floor) => run.psnr[0] >= (floor === "noise" ? run.noise : Number(floor));
 
   /** Why a run is in the answer. */
   function reason(run, front) {
     const best = (i) => gains(run)[i] === Math.max(...front.map((one) => gains(one)[i]));
     const reasons = [];
     if (best(0)) reasons.push("closest to the dense pictures");
-    if (best(1) && run.speed[1] > 1) reasons.push("fastest");
+    if (best(1) && run.speed?.[1] > 1) reasons.push("fastest");
     if (best(2) && run.file > 0) reasons.push("smallest file");
     if (!reasons.length) reasons.push("nothing here is closer, faster and smaller at once");
-    if (run.speed[1] <= 1) reasons.push("its interval of speed holds 1.00: no gain shown");
+    if (run.speed && run.speed[1] <= 1) reasons.push("its interval of speed holds 1.00: no gain shown");
     else if (run.phantom) reasons.push("phantom: less than half of the nominal gain arrives");
     return reasons.join("; ");
   }
 
+  /** What the recovery costs, and after how many pictures the time is earned back. */
+  function cost(run) {
+    const data = run.data ? "prompts to calibrate on; " : "";
+    if (!run.seconds) return `${data}no training`;
+    const training = `${data}${run.recovery}, ${run.rounds} round${run.rounds > 1 ? "s" : ""}, ${run.seconds.toFixed(0)} s`;
+    if (!run.speed || run.speed[1] <= 1) return `${training}; no time is earned back`;
+    return `${training}; earned back after ${Math.ceil(run.seconds / run.saved).toLocaleString("en")} pictures`;
+  }
+
   function table(front) {
     const node = document.createElement("table");
-    const heads = ["Remove", "Recovery", `Speed-up, ${front[0].pictures} pictures`, "PSNR, dB", "Parameters gone", "File", "Why it is here", "Run"];
+    const pictures = front.find((run) => run.pictures)?.pictures;
+    const heads = ["Remove", "Scored by", "Speed-up" + (pictures ? `, ${pictures} pictures` : ""), "PSNR, dB", "Parameters gone", "File", "Recovery", "Why it is here", "Run"];
     const row = node.createTHead().insertRow();
     for (const head of heads) row.append(element("th", head, { scope: "col" }));
     const body = node.createTBody();
     for (const run of front) {
       const line = body.insertRow();
-      const recovery = run.recovery === "none" ? "none" : `${run.recovery}, ${run.rounds} rounds, ${run.seconds.toFixed(0)} s`;
       const size = run.file > 0 ? `-${percent(run.file)}` : "same";
-      for (const text of [units(run), recovery, spread(run.speed, 2, "x"), spread(run.psnr, 1), percent(run.parameters), size, reason(run, front)])
+      const speed = run.speed ? spread(run.speed, 2, "x") : "not timed";
+      for (const text of [units(run), run.criterion, speed, spread(run.psnr, 1), percent(run.parameters), size, cost(run), reason(run, front)])
         line.insertCell().textContent = text;
+      line.cells[0].className = "tag-cell";
+      line.cells[0].dataset.unit = run.unit.includes(":") ? "N:M" : run.unit;
+      line.cells[1].replaceChildren(element("a", run.criterion, { href: `generated/methods/${run.criterion}.html` }));
       const cell = line.insertCell();
       cell.append(element("a", run.id, { href: run.repo ? `${run.repo}/blob/main/${run.path}` : "generated/results.html#runs", title: run.path }));
     }
@@ -76,39 +95,96 @@
     return wrap;
   }
 
+  const paragraph = (text, properties) => out.append(element("p", text, properties));
+  const link = (text, href) => {
+    const node = document.createElement("p");
+    node.append(element("a", text, { href }));
+    out.append(node);
+  };
   const command = (text) => {
     const pre = document.createElement("pre");
     pre.tabIndex = 0;
     pre.append(element("code", text));
-    return pre;
+    out.append(pre);
   };
+  const python = ".venv/bin/python -m";
+
+  /** The command that does to a model of one's own what a run did. */
+  function cut(run) {
+    const rate = run.unit.includes(":") ? "" : ` --amount ${run.amount}`;
+    const scored = run.criterion === "magnitude" ? "" : ` --criterion ${run.criterion}` + (run.data ? " --prompts prompts.txt" : "");
+    const after = run.rounds > 1 ? `   # once; the run took ${run.rounds} rounds with training between` : "";
+    return `${python} reference prune SOURCE --granularity ${run.unit}${rate}${scored} --out FOLDER${after}`;
+  }
 
   function answer() {
     const [model, device, floor, budget] = ["model", "device", "floor", "budget"].map((name) => form[name].value);
     const named = models[model] || model;
-    const here = runs.filter((run) => run.model === model && run.device === device && run.psnr && run.speed);
-    const fit = here.filter((run) => run.psnr[0] >= Number(floor) && run.seconds <= Number(budget));
-    const front = fit.filter((run) => !fit.some((one) => beats(one, run))).sort((a, b) => b.psnr[0] - a.psnr[0]);
+    const here = runs.filter((run) => run.model === model && run.device === device && run.psnr);
+    const fit = here.filter((run) => enough(run, floor) && run.seconds <= Number(budget));
     out.replaceChildren();
-    if (front.length) {
-      out.append(element("p", `${front.length} of ${here.length} measured runs: those that meet both limits and that no other beats in fidelity, speed and file at once. Intervals are 95 %.`));
+    if (fit.length) measuredAnswer(here, fit);
+    else if (here.length) nearestAnswer(here, named, device, floor, Number(budget));
+    else unmeasuredAnswer(model, named, device);
+  }
+
+  /** Pictures of two protocols are other pictures, so each protocol has a table of its own. */
+  function measuredAnswer(here, fit) {
+    for (const protocol of new Set(fit.map((run) => run.protocol))) {
+      const [all, those] = [here, fit].map((list) => list.filter((run) => run.protocol === protocol));
+      const front = those.filter((run) => !those.some((one) => beats(one, run))).sort((a, b) => b.psnr[0] - a.psnr[0]);
+      paragraph(`${front.length} of ${all.length} measured runs (protocol ${protocol}, ${front[0].prompts} prompts): those that meet both limits and that no other beats in fidelity, speed and file at once. Intervals are 95 %.`);
       out.append(table(front));
-      const first = front[0];
-      out.append(element("p", "Measure them again, or do the first one to a model of your own:"));
-      const rounds = first.rounds > 1 ? "  # one round; the run above took " + first.rounds + " with recovery" : "";
-      out.append(command(`make bench\n.venv/bin/python -m reference prune SOURCE --granularity ${first.unit} --amount ${first.amount} --out FOLDER${rounds}`));
-    } else if (here.length) {
-      const kept = here.filter((run) => run.seconds <= Number(budget)).sort((a, b) => b.psnr[0] - a.psnr[0])[0];
-      out.append(element("p", `No measured answer: none of the ${here.length} runs of ${named} on ${device} meets both limits.`, { className: "none" }));
-      out.append(element("p", `The nearest within the budget keeps ${kept.psnr[0].toFixed(1)} dB (${units(kept)}). The missing run is a gentler rate, a better criterion or a longer recovery:`));
-      out.append(command(".venv/bin/python -m reference.bench --suite quality"));
-    } else {
-      out.append(element("p", `No measured answer: there is no published run of ${named} on ${device}.`, { className: "none" }));
-      const known = measured.includes(model);
-      out.append(element("p", known ? `The missing run is the embedded suite on ${device}:` : `The missing run is any rate of any unit of ${named} on ${device}. Until it is there, prune it and look at both:`));
-      out.append(command(known ? "make bench" : ".venv/bin/python -m reference prune SOURCE --granularity head --amount 0.3 --out FOLDER\n.venv/bin/python -m reference compare SOURCE FOLDER"));
-      if (!known) out.append(Object.assign(document.createElement("p"), { innerHTML: `<a href="generated/papers.html#target=${encodeURIComponent(model)}">What papers claim for this model</a>` }));
+      paragraph("Measure them again, or do the same to a model of your own:");
+      const entries = [...new Set(front.map((run) => run.entry))].map((entry) => ` --method ${entry}`).join("");
+      command([`${python} reference.bench --suite ${front[0].suite}${entries}`, ...new Set(front.map(cut))].join("\n"));
     }
+  }
+
+  function nearestAnswer(here, named, device, floor, budget) {
+    paragraph(`No measured answer: none of the ${here.length} runs of ${named} on ${device} meets both limits.`, { className: "none" });
+    const kept = here.filter((run) => run.seconds <= budget).sort((a, b) => b.psnr[0] - a.psnr[0])[0];
+    const asked = floor === "noise" ? kept.noise : Number(floor);
+    paragraph(`The nearest within the budget keeps ${kept.psnr[0].toFixed(1)} dB of the ${asked.toFixed(1)} asked for (${units(kept)}, ${kept.criterion}). The missing run is a gentler rate, a better criterion or a longer recovery:`);
+    command(`${python} reference.bench --suite quality --method ${kept.entry}`);
+    link("Which criterion loses least, measured", "generated/methods/index.html");
+  }
+
+  function unmeasuredAnswer(model, named, device) {
+    const known = measured.includes(model);
+    const gpu = !device.includes("CPU") && !devices.includes(device);
+    paragraph(`No measured answer: there is no published run of ${named} on ${device}.`, { className: "none" });
+    if (known) {
+      paragraph(`The missing run is the embedded suite on ${device}. Its files, sent in, appear here:`);
+      command("make bench");
+      return;
+    }
+    const suite = timed[model] && gpu;
+    paragraph(
+      suite
+        ? `The missing runs are its time, which the latency suite takes on ${device} with random weights, and its pictures, which need the real ones:`
+        : `The missing run is any rate of any unit of ${named} on ${device}. Until it is there, prune it and look at both:`,
+    );
+    const look = `${python} reference prune SOURCE --granularity head --amount 0.3 --out FOLDER\n${python} reference compare SOURCE FOLDER`;
+    command(suite ? `${python} reference.bench --suite latency --model ${timed[model]}\n${look}` : look);
+    const said = claims[model];
+    if (said?.printed.length) {
+      paragraph(`What papers print for ${named}; claimed by them, not measured by us:`);
+      const list = document.createElement("ul");
+      for (const claim of said.printed) {
+        const item = document.createElement("li");
+        const [dense, pruned] = claim.numbers.map((number) => (number === null ? "" : `${number} ${claim.unit}`));
+        item.append(
+          element("a", claim.title, { href: `generated/papers/${claim.paper}.html` }),
+          ` (${claim.venue}): ${claim.metric} ${dense ? `${dense} -> ` : ""}${pruned}, ${claim.setting}; ${claim.hardware || "hardware not stated"}`,
+        );
+        list.append(item);
+      }
+      out.append(list);
+    }
+    const count = said ? `All ${said.papers} papers on pruning it` : "Papers on it";
+    link(count, `generated/papers.html#${said ? "family=pruning&" : ""}target=${encodeURIComponent(model)}`);
+    link("What was measured on a small trained model, criterion by criterion", "generated/methods/index.html");
   }
 
   function toAddress() {

@@ -1,0 +1,436 @@
+"""A page for every taxonomy entry and every criterion: site/generated/methods/NAME.md, and their table of contents.
+
+The idea is the first paragraph of the module's docstring; equations come from equations.yaml, each beside the source of
+the function that computes it; the rest is made of runs (`method_runs.py`), of the catalogue, and of `:::` directives
+that mkdocstrings fills from the docstrings. No module of `reference` that needs torch is imported: sources are parsed.
+"""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from latex2mathml.converter import convert
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+from reference.request import SERVES, WITHOUT_DATA
+from scripts import evidence, method_runs
+from scripts.catalog import ROOT
+from scripts.text import NOTE, anchor, esc, h, newest_first, slug, venue_of
+
+EQUATIONS = Path(__file__).with_name("equations.yaml")
+SHOWN_PAPERS = 12
+
+
+class Entry(NamedTuple):
+    """One entry of the taxonomy."""
+
+    title: str
+    module: str  # below `reference`
+    granularities: tuple[str, ...]  # of the code; as in the catalogue
+    catalogue: tuple[str, ...]  # granularities, or schedules, that the catalogue files it under
+    field: str  # the field of papers.yaml that holds these
+    more: tuple[str, ...] = ()  # further modules on the page
+    command: str = ""  # arguments of `python -m reference prune openmoji-mmdit`
+
+
+ENTRIES = {
+    "unstructured": Entry(
+        "Unstructured", "unstructured", ("weight",), ("weight",), "granularity", (), "--granularity weight --amount 0.3"
+    ),
+    "semi-structured": Entry(
+        "Semi-structured (N:M)",
+        "semi_structured",
+        ("2:4",),
+        ("N:M",),
+        "granularity",
+        ("criteria.n_m_permutation",),
+        "--granularity 2:4",
+    ),
+    "structured": Entry(
+        "Structured",
+        "structured",
+        ("neuron", "channel"),
+        ("neuron", "channel"),
+        "granularity",
+        (),
+        "--granularity neuron --amount 0.3",
+    ),
+    "head": Entry(
+        "Attention heads", "heads", ("head",), ("head",), "granularity", (), "--granularity head --amount 0.3"
+    ),
+    "depth": Entry(
+        "Depth", "depth", ("block",), ("block", "layer"), "granularity", (), "--granularity block --amount 0.34"
+    ),
+    "low-rank": Entry(
+        "Low rank", "low_rank", ("rank",), ("rank",), "granularity", (), "--granularity rank --amount 0.8"
+    ),
+    "iterative": Entry("Iterative", "iterative", (), ("linear", "cubic", "exponential"), "schedule"),
+}
+
+
+class Criterion(NamedTuple):
+    """One criterion: where its code stands, and what the catalogue calls it."""
+
+    title: str
+    directives: tuple[str, ...]  # modules or functions below `reference`, each documented on this page only
+    catalogue: str  # value of `criterion` in papers.yaml
+    like: str = ""  # the criterion whose module it shares
+
+
+TAYLOR = "criteria.taylor"
+CRITERIA = {
+    "magnitude": Criterion("Magnitude", ("criteria.magnitude",), "magnitude"),
+    "magnitude-l1": Criterion("Magnitude, L1", (), "magnitude", "magnitude"),
+    "random": Criterion("Random", ("criteria.random",), "random"),
+    "taylor": Criterion("Taylor", (TAYLOR,), "taylor"),
+    "diff-pruning": Criterion("Diff-Pruning, as the paper prints it", (), "taylor", "taylor"),
+    "diff-pruning-script": Criterion("Diff-Pruning, as the authors' script has it", (), "taylor", "taylor"),
+    "diff-pruning-experiments": Criterion("Diff-Pruning, as the authors' experiments have it", (), "taylor", "taylor"),
+    "wanda": Criterion("Wanda", ("criteria.wanda",), "wanda"),
+    "obs": Criterion("Optimal Brain Surgeon (OBS)", ("criteria.obs", "criteria.obs_units", "criteria.hessian"), "obs"),
+    "obs-diff": Criterion("OBS-Diff", ("criteria.obs_diff",), "obs-diff"),
+    "head-gradient": Criterion("Head gradient", ("criteria.head_gradient",), "head-gradient"),
+    "output-energy": Criterion("Output energy", ("criteria.output_energy",), "output-energy"),
+    "learned": Criterion("Learned gates", ("criteria.learned", "learned_gates", "learned_depth"), "learned"),
+    "block-influence": Criterion("Block influence", ("criteria.block_influence",), "block-influence"),
+    "sensitivity": Criterion("Greedy sensitivity", ("criteria.sensitivity",), "sensitivity"),
+}
+
+
+# Code and equations
+
+
+def source_of(module: str) -> Path:
+    """File of a module below `reference`."""
+    return ROOT / "reference" / f"{module.replace('.', '/')}.py"
+
+
+def docstring(module: str) -> str:
+    """Docstring of a module that is not imported."""
+    return ast.get_docstring(ast.parse(source_of(module).read_text(encoding="utf-8"))) or ""
+
+
+def function(dotted: str) -> tuple[str, str, int]:
+    """Source of a function without its docstring, its file, its first line."""
+    module, name = dotted.rsplit(".", 1)
+    file = source_of(module)
+    text = file.read_text(encoding="utf-8")
+    node = next(n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == name)
+    lines = text.splitlines()
+    first = node.body[0]
+    told = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    drop = range(first.lineno, first.end_lineno + 1) if told else range(0)
+    kept = [line for n, line in enumerate(lines, 1) if node.lineno <= n <= node.end_lineno and n not in drop]
+    return "\n".join(kept), file.relative_to(ROOT).as_posix(), node.lineno
+
+
+def place(path: str, line: int, repo: str) -> str:
+    """A line of a source file, as a link where the repository has an address."""
+    return anchor(f"{path}:{line}", f"{repo}/blob/main/{path}#L{line}") if repo else f"<code>{h(path)}:{line}</code>"
+
+
+@cache
+def equation_table() -> dict[str, list[dict]]:
+    """Page -> its equations."""
+    return yaml.safe_load(EQUATIONS.read_text(encoding="utf-8"))
+
+
+def equations(name: str, repo: str) -> list[str]:
+    """Each equation beside the code that computes it."""
+    rows = []
+    for equation in equation_table()[name]:
+        code, path, line = function(equation["code"])
+        shown = highlight(code, PythonLexer(), HtmlFormatter(nowrap=True))
+        # A blank line would end the HTML block for Markdown.
+        shown = re.sub(r"\n(?=\n)", "\n&#8203;", shown.rstrip("\n"))
+        rows.append(
+            f'<div class="beside"><div><div class="equation" tabindex="0" role="group" aria-label="equation">'
+            f"{lines_of(equation['latex'])}</div>"
+            f'<p>{h(equation["says"])}</p><p class="at">{place(path, line, repo)}</p></div>'
+            f'<div class="highlight"><pre tabindex="0"><code>{shown}</code></pre></div></div>'
+        )
+    return [*rows, ""]
+
+
+def lines_of(latex: str) -> str:
+    """MathML of an equation, a line for each part between `\\qquad`: beside code there is little width."""
+    return "".join(convert(part.strip().rstrip(","), display="block") for part in latex.split(r"\qquad"))
+
+
+def idea(module: str) -> str:
+    """First paragraph of a module's docstring."""
+    return esc(docstring(module).split("\n\n")[0])
+
+
+def directive(module: str, members: list[str] | None = None) -> list[str]:
+    """What mkdocstrings fills from the docstrings."""
+    options = ["    options:", "      heading_level: 3"]
+    options += [f"      members: [{', '.join(members)}]"] if members else []
+    return [f"::: reference.{module}", *options, ""]
+
+
+# Sections
+
+
+def papers_section(papers: list[dict], heading: str, view: str) -> list[str]:
+    """Papers, the newest first; the later ones of a long list folded."""
+    if not papers:
+        return [f"## {heading}", "", "None in the catalogue. [Contribute one](../../guides/contribute.md).", ""]
+    items = [
+        f'<li><a href="../papers/{paper["id"]}.html">{h(paper["title"])}</a> ({h(venue_of(paper))})</li>'
+        for paper in newest_first(papers)
+    ]
+    first, rest = items[:SHOWN_PAPERS], items[SHOWN_PAPERS:]
+    folded = f"<details><summary>{len(rest)} older</summary><ul>{''.join(rest)}</ul></details>" if rest else ""
+    return [
+        f"## {heading}",
+        "",
+        f"{len(items)} in the catalogue, the newest first. "
+        f'<a href="../papers.html{h(view)}">As a list to search and cite</a>.',
+        "",
+        f"<ul>{''.join(first)}</ul>{folded}",
+        "",
+    ]
+
+
+def pictures(runs: list[dict], name: str) -> tuple[list[str], dict[Path, bytes]]:
+    """What dense and pruned models draw from the same noise, for the runs that kept pictures."""
+    drawn = [run for run in runs if run["artifacts"]]
+    if len(drawn) < 2:
+        return [], {}
+    file = f"{name}.png"
+    lines = [
+        "## Pictures",
+        "",
+        "The same noise and the same prompt in every column; the dense model above.",
+        "",
+        f"![Pictures by the dense model and after pruning, {name}](pictures/{file})",
+        "",
+        evidence.CREDIT,
+        "",
+    ]
+    return lines, {Path("site/generated/methods/pictures") / file: evidence.grid(drawn)}
+
+
+def with_dense(runs: list[dict], wanted: list[dict]) -> list[dict]:
+    """The wanted runs of one suite after the dense run that they are compared with."""
+    dense = {run["run_id"]: run for run in (method_runs.dense_of(run, runs) for run in wanted)}
+    return [*dense.values(), *wanted]
+
+
+def helps_section(name: str, found: dict) -> list[str]:
+    """When it helps and when it does not, from runs alone."""
+    helps, fails = method_runs.verdicts(name, found)
+    yardstick = "random removal" if name in WITHOUT_DATA else "magnitude, which needs no data"
+    lines = ["## When it helps, and when it does not", ""]
+    if name == "random":
+        return [*lines, "Never: it is what every other criterion must beat. The tables show by how much each does.", ""]
+    if not helps and not fails:
+        return [*lines, "No published run yet. Measure it: `python -m reference.bench --suite engine`.", ""]
+    lines += [
+        f"It helps where its prediction error is below that of {yardstick}, with 95 % intervals that do not overlap. "
+        "Small trained models on a CPU, nothing trained afterwards; [method and limits](../../method.md).",
+        "",
+    ]
+    lines += ["It helps for", "", *(f"- {text}" for text in helps), ""] if helps else ["It helped in no cell.", ""]
+    lines += ["It does not help for", "", *(f"- {text}" for text in fails), ""] if fails else []
+    return lines
+
+
+def criterion_page(name: str, papers: list[dict], vocab: dict, runs: dict, found: dict, repo: str) -> tuple[str, dict]:
+    """Markdown of one criterion, and its pictures."""
+    kind = CRITERIA[name]
+    module = CRITERIA[kind.like or name].directives[0]
+    mine = {cell: there for cell, there in found.items() if any(method_runs.criterion(r) == name for r in there)}
+    serves = [f"| {unit} | {', '.join(scopes)} |" for unit, scopes in SERVES[name].items()]
+    unit = next(iter(SERVES[name]))
+    amount = "" if unit == "N:M" else " --amount 0.3"
+    users = [paper for paper in papers if kind.catalogue in paper["criterion"]]
+    shown = [r for r in runs["quality"] if method_runs.criterion(r) == name and not r["subject"]["is_baseline"]]
+    drawings, files = pictures(with_dense(runs["quality"], shown[:6]), name)
+    lines = [
+        *head(f"{kind.title}", f"{module.replace('.', '/')}.py"),
+        idea(module),
+        "",
+        f"In papers.yaml: [{esc(vocab['criterion'][kind.catalogue]['label'])}]"
+        f"(../glossary.md#{slug('criterion', kind.catalogue)}). "
+        + ("Needs no data." if name in WITHOUT_DATA else "Looks at data: it takes `calibration`, else it raises."),
+        "",
+        "## The equation and the code",
+        "",
+        *equations(name, repo),
+        *helps_section(name, mine),
+    ]
+    if mine:
+        lines += ["## Measured", "", *method_runs.error_curves(mine, tuple(SERVES[name]), name), ""]
+        lines += [method_runs.bars(cell, there, name) for cell, there in mine.items()]
+        lines += ["", "Every run: [criteria compared](../criteria.md), [results](../results.md).", ""]
+    lines += drawings
+    lines += ["## What it can rank", "", "| Unit | Ranked within |", "|---|---|", *serves, ""]
+    lines += ["```sh", f"python -m reference prune openmoji-mmdit --granularity {unit.replace('N:M', '2:4')}{amount} "
+              f"--criterion {name} --out pruned", "```", ""]  # fmt: skip
+    lines += papers_section(users, "Papers that use it", f"#criterion={kind.catalogue}")
+    lines += ["## Reference", ""]
+    if kind.like:
+        shared = f"[{CRITERIA[kind.like].title}]({kind.like}.md#reference)"
+        lines += [f"It shares its module with {shared}, whose page has all functions.", ""]
+    for each in kind.directives:
+        lines += directive(each)
+    lines += ["How it is called: [`reference.plan`](../../api.md#reference.engine.plan).", ""]
+    return "\n".join(lines), files
+
+
+def entry_page(name: str, papers: list[dict], vocab: dict, runs: dict, found: dict, repo: str) -> tuple[str, dict]:
+    """Markdown of one taxonomy entry, and its pictures."""
+    kind = ENTRIES[name]
+    users = [paper for paper in papers if set(paper[kind.field]) & set(kind.catalogue)]
+    terms = ", ".join(
+        f"[{esc(vocab[kind.field][value]['label'])}](../glossary.md#{slug(kind.field, value)})"
+        for value in kind.catalogue
+    )
+    embedded = [run for run in runs["embedded"] if run["subject"]["entry"] == name]
+    drawings, files = pictures(with_dense(runs["embedded"], embedded), name)
+    lines = [
+        *head(kind.title, f"{kind.module}.py"),
+        idea(kind.module),
+        "",
+        f"In papers.yaml: {kind.field} {terms}. In pictures: [taxonomy](../../taxonomy.md).",
+        "",
+        "## The equation and the code",
+        "",
+        *equations(name, repo),
+        "## What it buys and what it costs",
+        "",
+    ]
+    if embedded:
+        lines += [*over_rates(runs["embedded"], embedded, name), ""]
+        lines += [evidence.table(with_dense(runs["embedded"], embedded), evidence.README_COLUMNS), ""]
+        lines += ["Magnitude throughout. Every run, with its file and command: [results](../results.md).", ""]
+    else:
+        lines += ["Time and bytes of this entry are not measured yet; `make bench` measures the others.", ""]
+    mine = {cell: there for cell, there in found.items() if cell.granularity in kind.granularities and len(there) > 1}
+    if mine:
+        lines += ["## Which criterion", "", *method_runs.error_curves(mine, kind.granularities), ""]
+        lines += [method_runs.bars(cell, there) for cell, there in mine.items()]
+        lines += ["", "0 is the dense model; at 1 the error is as large as what is to be predicted.", ""]
+    lines += drawings
+    if kind.command:
+        lines += ["```sh", f"python -m reference prune openmoji-mmdit {kind.command} --out pruned", "```", ""]
+    else:
+        lines += ["```sh", "make bench   # its rows named iterative: five rounds, distillation after each", "```", ""]
+    view = f"#{kind.field}={','.join(kind.catalogue)}"
+    lines += papers_section(users, "Papers", view)
+    lines += ["## Reference", "", *directive(kind.module)]
+    for each in kind.more:
+        lines += directive(each)
+    return "\n".join(lines), files
+
+
+def over_rates(runs: list[dict], wanted: list[dict], name: str) -> list[str]:
+    """PSNR and speed over the rate, where there are three rates."""
+    usable = [run for run in wanted if run["status"] == "ok" and run["speed"]]
+    if len(usable) < 3:
+        return []
+    unit = usable[0]["config"]["granularity"]
+    rate = [run["achieved"]["unit_rate"] for run in usable]
+    psnr = [method_runs.metric(run, "psnr") for run in usable]
+    speed = [max(run["speed"], key=lambda s: s["pictures"]) for run in usable]
+    dense = with_dense(runs, wanted)[0]
+    noise = method_runs.metric(dense, "psnr_other_noise")
+    close = [(r, q["value"], *q["ci95"]) for r, q in zip(rate, psnr, strict=True)]
+    fast = [(r, s["speedup"], *s["speedup_ci95"]) for r, s in zip(rate, speed, strict=True)]
+    line = method_runs.Line
+    return [
+        method_runs.curve(
+            "PSNR to the dense picture, dB", "units removed", [line(name, close, True)], unit,
+            ("other noise", noise["value"]) if noise else None,
+        ),
+        method_runs.curve(
+            f"Speed-up, {speed[0]['pictures']} pictures a batch", "units removed", [line(name, fast, True)], unit,
+            ("dense", 1.0),
+        ),
+    ]  # fmt: skip
+
+
+def head(title: str, source: str) -> list[str]:
+    """Title and note of a method page."""
+    note = NOTE.format(source=f"reference/{source}, scripts/equations.yaml and results/")
+    return ["---\nhide: [toc]\n---", "", f"# {esc(title)}", "", f"<!-- {note} -->", ""]
+
+
+def links_of(paper: dict, up: str) -> list[str]:
+    """Links to the pages of what a paper removes and how it scores; `up` leads to site/generated/."""
+    entries = [name for name, kind in ENTRIES.items() if set(paper[kind.field]) & set(kind.catalogue)]
+    own = paper["id"]  # the readings of Diff-Pruning bear its name
+    criteria = [c for c in CRITERIA if c in paper["criterion"] or c == own or c.startswith(f"{own}-")]
+    titles = {name: kind.title for name, kind in (ENTRIES | CRITERIA).items()}
+    return [f"[{esc(titles[name])}]({up}methods/{name}.md)" for name in (*entries, *criteria)]
+
+
+def index_page(found: dict) -> str:
+    """Markdown of the table of contents: entries, and criteria by unit with their error where it was measured."""
+    engine = {cell.granularity: there for cell, there in found.items() if cell.suite == "engine"}
+    rates = {cell.granularity: str(cell) for cell in found if cell.suite == "engine"}
+    units = list(engine)
+    lines = [
+        "---\nhide: [toc]\n---",
+        "",
+        "# Methods",
+        "",
+        "<!-- " + NOTE.format(source="reference/ and results/") + " -->",
+        "",
+        "A method answers several questions: what one removed unit is (the entries), how units are scored (the "
+        "criteria), among which units the lowest go, in how many rounds. Each page has the idea, the equation beside "
+        "the code, what was measured, and the papers.",
+        "",
+        "## Entries of the taxonomy",
+        "",
+        "| Entry | Removes | Idea |",
+        "|---|---|---|",
+        *(
+            f"| [{esc(kind.title)}]({name}.md) | {_units(kind)} | {idea(kind.module)} |"
+            for name, kind in ENTRIES.items()
+        ),
+        "",
+        "## Criteria",
+        "",
+        "Prediction error at one rate a unit, nothing trained afterwards, the best scope of each; the lowest of a "
+        "column in bold, - where the criterion does not rank such units. Intervals stand on the pages.",
+        "",
+        "| Criterion | Data | " + " | ".join(rates[unit] for unit in units) + " |",
+        "|---|---|" + "---:|" * len(units),
+    ]
+    for name, kind in CRITERIA.items():
+        cells = []
+        for unit in units:
+            there = engine[unit]
+            run = next((r for r in there if method_runs.criterion(r) == name), None)
+            serves = ("N:M" if ":" in unit else unit) in SERVES[name]
+            value = (
+                f"{method_runs.metric(run, method_runs.ERROR)['value']:.3f}" if run else "not run" if serves else "-"
+            )
+            cells.append(f"**{value}**" if run is not None and run is there[0] else value)
+        data = "no" if name in WITHOUT_DATA else "yes"
+        lines.append(f"| [{esc(kind.title)}]({name}.md) | {data} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _units(kind: Entry) -> str:
+    return ", ".join(kind.granularities) or "any unit, in rounds"
+
+
+def pages(papers: list[dict], vocab: dict, repo: str) -> tuple[dict[str, str], dict[Path, bytes]]:
+    """Name -> Markdown of site/generated/methods/NAME.md; pictures by path below the root."""
+    runs = method_runs.published()
+    found = method_runs.cells(runs)
+    texts, files = {"index": index_page(found)}, {}
+    for names, make in ((ENTRIES, entry_page), (CRITERIA, criterion_page)):
+        for name in names:
+            texts[name], drawn = make(name, papers, vocab, runs, found, repo)
+            files |= drawn
+    return texts, files

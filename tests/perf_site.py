@@ -1,0 +1,97 @@
+"""How fast the catalogue answers in a browser, and how heavy its page is: part S of `python -m tests.perf`.
+
+Wall-clock time inside headless Chromium, from the letter typed or box ticked to the page laid out again, median of
+`REPEATS` each; on a busy machine it says more about the machine. Needs the built site (`make site`) and Chromium. For
+the list of 5,000 papers the built page gets the rows that render makes of a synthetic catalogue (`scale.py`).
+"""
+
+import gzip
+import re
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from scripts import catalog, lists
+from tests import scale
+
+SITE = catalog.ROOT / "_site"
+LARGE = 5000
+REPEATS = 7
+# Sets a control and reads a height, which makes the browser lay the page out; gives milliseconds.
+ANSWER = """([selector, value]) => {
+  const control = document.querySelector(selector);
+  const start = performance.now();
+  if (control.type === "checkbox") control.checked = value; else control.value = value;
+  control.dispatchEvent(new Event("input", {bubbles: true}));
+  document.querySelector(".entries").offsetHeight;
+  return performance.now() - start;
+}"""
+STEPS = [
+    ("[name=q]", "prun", ""),
+    ("[name=q]", "pruning channels", ""),
+    ("[name=granularity][value=head]", True, False),
+    ("[name=family][value=pruning]", True, False),
+]
+
+
+def first_load(page: Path) -> int:
+    """Bytes of a page and the scripts, styles and pictures that it names, compressed; not the search index."""
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r'(?:src|href)="([^":]+\.(?:js|css|svg|png))(?=["?])', text)
+    files = {page, *((page.parent / name).resolve() for name in named)}
+    return sum(len(gzip.compress(file.read_bytes())) for file in files if "search" not in file.name)
+
+
+def large_page(folder: Path) -> Path:
+    """A copy of the built list of papers with `LARGE` synthetic entries, beside links to the rest of the site."""
+    root = scale.catalogue(folder / "catalogue", LARGE * 4 // 3)
+    document, vocab = catalog.read(root / "papers.yaml"), catalog.vocabulary(root).data
+    measured = {paper["id"]: "no" for paper in document.data}
+    text = lists.page("papers", document, vocab, {}, "", {"papers": set(measured)}, measured)
+    built = (SITE / "generated" / "papers.html").read_text(encoding="utf-8")
+    rows = text[text.index('<div class="catalogue"') :].rstrip()
+    start, end = built.index('<div class="catalogue"'), built.index("</article>")
+    for name in ("assets", "javascripts", "stylesheets", "pictures"):
+        (folder / name).symlink_to(SITE / name)
+    (folder / "generated").mkdir()
+    (folder / "generated" / "data").symlink_to(SITE / "generated" / "data")
+    page = folder / "generated" / "papers.html"
+    page.write_text(built[:start] + rows + built[end:], encoding="utf-8")
+    return page
+
+
+def answers(browser, page: Path) -> tuple[int, list[float]]:
+    """Number of entries of a list page, and the median milliseconds of each step."""
+    tab = browser.new_page()
+    tab.goto(page.as_uri())
+    count, times = tab.locator(".entries > li").count(), []
+    for selector, value, before in STEPS:
+        found = []
+        for _ in range(REPEATS):
+            found.append(tab.evaluate(ANSWER, [selector, value]))
+            tab.evaluate(ANSWER, [selector, before])
+        times.append(statistics.median(found))
+    tab.close()
+    return count, times
+
+
+def rows() -> Iterator[tuple]:
+    """The fields of `perf.Row`: weight of the first load, slowest answer today and at `LARGE` entries."""
+    browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    page = SITE / "generated" / "papers.html"
+    weight = first_load(page) / 1000 if page.exists() else None
+    yield "S", "first load of the list of papers, compressed", "kB", weight, ("at most", 300), {}
+    if browser_path is None or weight is None:
+        yield "S", "filter of the list of papers (needs `make site`, Chromium)", "ms", None, ("at most", 50), {}
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
+        for path, bound in ((page, 50), (large_page(Path(folder)), 200)):
+            count, times = answers(browser, path)
+            details = {"entries": count, "steps_ms": times}
+            yield "S", f"slowest filter of {count} papers", "ms", max(times), ("at most", bound), details
+        browser.close()
