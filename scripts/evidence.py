@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from reference.bench import criteria_table, results
 from reference.bench.device import ROOT
+from scripts import palette
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
 COVERAGE = ROOT / "reference" / "anatomy" / "coverage.json"
@@ -20,8 +21,6 @@ CREDIT = (
     "Drawings: [OpenMoji](https://openmoji.org), CC BY-SA 4.0; the pictures are drawn by a model trained on them and "
     "carry the same licence."
 )
-# Okabe and Ito's palette: told apart by colour-blind readers; one colour a granularity, the same everywhere.
-COLOURS = {"weight": "#0072B2", "2:4": "#56B4E9", "neuron": "#D55E00", "head": "#009E73"}
 SHOWN_PROMPTS = 10
 LEFT_COLUMNS = ("entry", "asked", "units removed", "parameters removed", "file", "MACs left", "nominal")
 GAINS = ("nominal", "realised, 1 picture", "realised, 16 pictures")
@@ -320,7 +319,9 @@ def chart(runs: list[dict]) -> bytes:
                 "y": psnr["value"], "y1": psnr["ci95"][0], "y2": psnr["ci95"][1],
             }
         )  # fmt: skip
-    colour = alt.Color("unit:N", title="unit removed", scale=alt.Scale(domain=list(COLOURS), range=[*COLOURS.values()]))
+    units = list(dict.fromkeys(row["unit"] for row in rows))
+    scale = alt.Scale(domain=units, range=[palette.colour(unit) for unit in units])
+    colour = alt.Color("unit:N", title="unit removed", scale=scale)
     x = alt.X("x:Q", title="realised speed-up over dense, 16 pictures a batch", scale=alt.Scale(zero=False))
     y = alt.Y("y:Q", title="PSNR to the dense picture, dB", scale=alt.Scale(zero=False))
     base = alt.Chart(alt.Data(values=rows))
