@@ -4,7 +4,7 @@ for colour-blind readers (jfly.uni-koeln.de/color). A colour never stands alone:
 site/stylesheets/extra.css has the same values as custom properties (`--weight`, `--n-m`, ...); a test compares them.
 """
 
-# Yellow, the eighth colour, is hardly seen on white, and darkened it is orange to a reader without red cones; so rank is
+# Yellow, the eighth colour, is hardly seen on white; darkened it is orange to a reader without red cones. So rank is
 # black there and yellow on dark.
 LIGHT = {
     "weight": "#0072b2",  # blue
