@@ -12,7 +12,8 @@ import re
 import sys
 from pathlib import Path
 
-from scripts import catalog, chooser, claims, evidence, export, lists, paper_page, validate
+from scripts import benchmarks, catalog, chooser, claims, evidence, export, lists, paper_page, validate
+from scripts import runs as run_rows
 from scripts.text import NOTE, esc, link, newest_first, page_head, sentence, slug, venue_of
 
 VOCABULARIES = {
@@ -213,16 +214,17 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     lock = root / "links.lock.json"
     links = json.loads(lock.read_text(encoding="utf-8")) if lock.exists() else {}
     address = repo_url(root)
-    runs = evidence.published()
+    runs, rows = evidence.published(), run_rows.collect()
     measured = claims.measured_here(papers.data, runs)
     pages = {kind: lists.page(kind, documents[kind], vocab, links, address, known, measured) for kind in catalog.FILES}
     pages |= {
         "claims": claims.page(papers.data, runs, vocab),
         "glossary": site_glossary(vocab),
-        "results": evidence.site_page(address),
+        "results": evidence.site_page(rows),
         "coverage": evidence.coverage_page(),
-        "criteria": evidence.criteria_page(),
+        "criteria": evidence.criteria_page(rows),
     }
+    pages |= benchmarks.pages(rows, address)
     by_paper = paper_page.pages(papers, data, vocab, links, address, runs)
     pages |= {f"papers/{key}": text for key, text in by_paper.items()}
     for old in (root / "site" / "generated" / "papers").glob("*.md"):
@@ -231,13 +233,15 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     write(readme_path, readme)
     for name, text in pages.items():
         write(root / "site" / "generated" / f"{name}.md", text)
-    for path, content in evidence.pictures().items():
+    for path, content in evidence.pictures(rows).items():
         write(root / path, content)
     bib = {paper["id"]: export.bib_entry(paper) for paper in papers.data}
     # A classic script: pages opened from disk may load neither JSON nor modules.
     script = f"/* {NOTE.format(source='papers.yaml')} */\nwindow.bibtex = {json.dumps(bib, ensure_ascii=False)};\n"
     write(root / "site" / "generated" / "data" / "bibtex.js", script)
     write(root / "site" / "generated" / "data" / "runs.js", chooser.script(runs, vocab, address))
+    for path, content in benchmarks.files(rows, root / "site" / "generated").items():
+        write(root / "site" / "generated" / path, content)
     feed = claims.feed(papers.data, runs, vocab, export.site_url(root))
     write(root / "site" / "generated" / "data" / "verdicts.xml", feed)
     return 0

@@ -7,8 +7,6 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[2]
 # Changing these does not change what is measured.
 NOT_CODE = ("results/", "README.md", "site/")
@@ -30,6 +28,8 @@ def environment(device: str = "cpu") -> dict:
 
 def gpu() -> dict:
     """The GPU's own account of itself; `cusparselt` is None where torch was built without it."""
+    import torch  # takes seconds, and the pages that show results are written without it
+
     fields = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit")
     try:
         asked = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
@@ -57,7 +57,12 @@ def cpu_name() -> str:
 
 def device_folder(device: str = "cpu") -> str:
     """Name of this machine's folder under results/<suite>/: the GPU's where that is measured, else the processor's."""
-    name = torch.cuda.get_device_name(0) if device == "cuda" else cpu_name()
+    if device == "cuda":
+        import torch
+
+        name = torch.cuda.get_device_name(0)
+    else:
+        name = cpu_name()
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return f"cuda-{slug}" if device == "cuda" else f"cpu-{slug}-{os.cpu_count()}-cores"
 
