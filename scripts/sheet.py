@@ -31,10 +31,8 @@ def sheet(
     for facet, label in facets.items():
         found = Counter(line.facets[facet] for line in lines)
         options = "".join(f'<option value="{h(v)}">{h(v) or "none"} ({n})</option>' for v, n in found.items())
-        if len(found) > 1:
-            selects += (
-                f'<label>{h(label)}<select name="{facet}"><option value="">all</option>{options}</select></label>'
-            )
+        label = f'{h(label)}<select name="{facet}"><option value="">all</option>{options}</select>'
+        selects += f"<label>{label}</label>"
     head = "".join(
         f'<th scope="col" data-key="{c.key}"{" data-number" if c.number else ""}>{h(c.head)}</th>' for c in columns
     )
@@ -51,5 +49,7 @@ def sheet(
         f'<label>Search<input type="search" name="q" autocomplete="off" spellcheck="false"></label>{selects}</p>'
         f'<p class="act"><output aria-live="polite"></output><button type="reset">Clear all</button>{more}</p></form>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{h(name)}">'
-        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody></table></div></div>"
+        f'<table class="data"><thead><tr>{head}</tr></thead>\n<tbody>\n'
+        + "\n".join(body)
+        + "\n</tbody></table></div></div>"
     )

@@ -6,7 +6,7 @@
   /** A copy that fits: a single view takes the width there is, panels stand below each other where it is narrow. */
   function fitted(spec, width) {
     const copy = structuredClone(spec);
-    if (!copy.facet) return Object.assign(copy, { width: Math.min(copy.width, width), autosize: { type: "fit-x", contains: "padding" } });
+    if (!copy.facet) return Object.assign(copy, { width: Math.min(1.25 * copy.width, width), autosize: { type: "fit-x", contains: "padding" } });
     if (copy.columns && width < NARROW) copy.columns = 1;
     copy.spec.width = Math.min(copy.spec.width, Math.max(120, width - (copy.columns ? 60 : 220)));
     return copy;

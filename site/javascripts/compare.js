@@ -39,7 +39,7 @@
   }
 
   function part(names, [a, b], caption) {
-    const node = element("table", "");
+    const node = element("table", "", { className: "data" });
     node.createCaption().textContent = caption;
     const head = node.createTHead().insertRow();
     for (const text of ["Field", "First", "Second", ""]) head.append(element("th", text, { scope: "col" }));
