@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts import charts, figures, run_table
+from scripts import charts, evidence, figures, lab, run_table
 from scripts.runs import Row
 from scripts.text import NOTE
 
@@ -13,7 +13,8 @@ GPU = "# on a machine with an NVIDIA GPU\n    .venv/bin/python -m reference.benc
 
 def pages(rows: Sequence[Row], repo: str) -> dict[str, str]:
     """Name of a page in site/generated/ -> Markdown."""
-    return {"speed": speed_page(rows), "curves": curves_page(rows), "runs": run_table.page(rows, repo)}
+    strips = lab.page(lab.strips(rows), evidence.CREDIT)
+    return {"speed": speed_page(rows), "curves": curves_page(rows), "runs": run_table.page(rows, repo), "lab": strips}
 
 
 def drawn(rows: Sequence[Row]) -> dict[str, list[charts.Chart]]:
@@ -33,7 +34,7 @@ def files(rows: Sequence[Row], folder: Path) -> dict[str, str | bytes]:
     found = {f"charts/{page}.js": charts.script(of_page) for page, of_page in drawn(rows).items()}
     found["charts/vega.js"] = charts.bundle(vega.read_text(encoding="utf-8") if vega.exists() else "")
     found["data/run-fields.js"] = run_table.fields_script(rows)
-    return found | run_table.files(rows)
+    return found | run_table.files(rows) | lab.files(lab.strips(rows))
 
 
 def speed_page(rows: Sequence[Row]) -> str:

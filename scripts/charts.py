@@ -32,7 +32,8 @@ CONFIG = {
     "font": "Helvetica, Arial, sans-serif",
     "view": {"stroke": None},
     "axis": INK
-    | {"domainColor": "currentColor", "tickColor": "currentColor", "gridColor": "currentColor", "gridOpacity": 0.14, "labelOverlap": "greedy"},
+    | {f"{part}Color": "currentColor" for part in ("domain", "tick", "grid")}
+    | {"gridOpacity": 0.14, "labelOverlap": "greedy"},
     "header": INK | {"labelFontSize": 12},
     "legend": INK | {"orient": "bottom", "symbolSize": 90},
     "title": {"color": "currentColor"},
@@ -186,7 +187,7 @@ def table(chart: Chart) -> str:
     head = "".join(f'<th scope="col">{h(cell)}</th>' for cell in chart.heads)
     body = "".join("<tr>" + "".join(f"<td>{h(cell)}</td>" for cell in row) + "</tr>" for row in chart.table)
     region = f'<div class="scroll" tabindex="0" role="region" aria-label="{h(chart.title)}, as a table">'
-    return f"{region}<table class="data"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return f'{region}<table class="data"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def missing(title: str, command: str, why: str = "No run of this kind is published yet.") -> str:

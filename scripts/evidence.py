@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from reference.bench import criteria_table, results
 from reference.bench.device import ROOT
-from scripts import charts, figures
+from scripts import charts, claims, figures
 from scripts.runs import Row
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
@@ -266,16 +266,20 @@ def table(runs: list[dict], columns: tuple[str, ...]) -> str:
 def reading(runs: list[dict]) -> str:
     """What holds of the founding note's claims about 30 % and 50 % of the weights, computed from the runs."""
     dense = next(r for r in runs if r["subject"]["is_baseline"])
-    claims = {0.3: ("30 %", "15-25 %"), 0.5: ("50 %", "30-40 %")}
-    lines = [
-        '**What holds of the founding claim** ("30 % pruning: 30 % smaller, 15-25 % faster; 50 %: 50 % smaller, '
-        '30-40 % faster") for magnitude pruning of single weights:',
-    ]
+    said = {
+        rate: (f"{100 * size:.0f} %", f"{100 * low:.0f}-{100 * high:.0f} %")
+        for rate, (size, low, high) in claims.FOUNDING_CLAIMS.items()
+    }
+    quoted = "; ".join(
+        f"{100 * rate:.0f} %{' pruning' * (not n)}: {size} smaller, {speed} faster"
+        for n, (rate, (size, speed)) in enumerate(said.items())
+    )
+    lines = [f'**What holds of the founding claim** ("{quoted}") for magnitude pruning of single weights:']
     for run in runs:
         amount = run["config"].get("amount")
-        if run["subject"]["entry"] != "unstructured" or amount not in claims or run["status"] != "ok":
+        if run["subject"]["entry"] != "unstructured" or amount not in said or run["status"] != "ok":
             continue
-        smaller, faster = claims[amount]
+        smaller, faster = said[amount]
         now, was = run["achieved"], dense["achieved"]
         stored = 1 - now["bytes"] / was["bytes"]
         deflated = 1 - now["bytes_deflated"] / was["bytes_deflated"]

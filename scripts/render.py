@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from scripts import benchmarks, catalog, chooser, claims, evidence, export, lists, paper_page, validate
+from scripts import benchmarks, catalog, chooser, claims, evidence, export, ledger, lists, paper_page, validate
 from scripts import runs as run_rows
 from scripts.text import NOTE, esc, link, newest_first, page_head, sentence, slug, venue_of
 
@@ -215,17 +215,19 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     links = json.loads(lock.read_text(encoding="utf-8")) if lock.exists() else {}
     address = repo_url(root)
     runs, rows = evidence.published(), run_rows.collect()
-    measured = claims.measured_here(papers.data, runs)
+    tests = runs + [row.run for row in rows if row.suite == "claims" and row.state == "current"]
+    judged = ledger.entries(papers.data, tests, vocab)
+    measured = claims.measured_here(papers.data, tests)
     pages = {kind: lists.page(kind, documents[kind], vocab, links, address, known, measured) for kind in catalog.FILES}
     pages |= {
-        "claims": claims.page(papers.data, runs, vocab),
+        "claims": ledger.page(judged, vocab),
         "glossary": site_glossary(vocab),
         "results": evidence.site_page(rows),
         "coverage": evidence.coverage_page(),
         "criteria": evidence.criteria_page(rows),
     }
     pages |= benchmarks.pages(rows, address)
-    by_paper = paper_page.pages(papers, data, vocab, links, address, runs)
+    by_paper = paper_page.pages(papers, data, vocab, links, address, tests)
     pages |= {f"papers/{key}": text for key, text in by_paper.items()}
     for old in (root / "site" / "generated" / "papers").glob("*.md"):
         if old.stem not in by_paper:  # its entry was removed or renamed
@@ -240,9 +242,10 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     script = f"/* {NOTE.format(source='papers.yaml')} */\nwindow.bibtex = {json.dumps(bib, ensure_ascii=False)};\n"
     write(root / "site" / "generated" / "data" / "bibtex.js", script)
     write(root / "site" / "generated" / "data" / "runs.js", chooser.script(runs, vocab, address))
-    for path, content in benchmarks.files(rows, root / "site" / "generated").items():
+    loaded = benchmarks.files(rows, root / "site" / "generated") | {"charts/claims.js": ledger.script(judged)}
+    for path, content in loaded.items():
         write(root / "site" / "generated" / path, content)
-    feed = claims.feed(papers.data, runs, vocab, export.site_url(root))
+    feed = ledger.feed(judged, export.site_url(root))
     write(root / "site" / "generated" / "data" / "verdicts.xml", feed)
     return 0
 
