@@ -79,11 +79,11 @@ def entries(papers: list[dict], runs: list[dict], vocab: dict) -> list[Entry]:
 def elsewhere(run: dict) -> Entry:
     """A claim that stands in no entry of papers.yaml: the protocol of the claims suite holds what was printed."""
     claim = run["config"]["claim"]
-    printed = claim["printed"]
+    hardware, note = claim["printed"]["hardware"] or "not stated", claim.get("note", run["subject"]["model"])
     verdict = claims.at_full_size(run) if run["status"] == "ok" else Verdict("not comparable", [run["error"]])
     where = anchor("source", claim["source"]) if claim["source"].startswith("https://") else h(claim["source"])
-    return Entry(claim["id"], claim["id"], None, "elsewhere", claim["measure"], claim.get("note", run["subject"]["model"]),
-                 "-", printed["hardware"] or "not stated", where, told(run), verdict)  # fmt: skip
+    who, metric = claim["id"], claim["measure"]
+    return Entry(who, who, None, "elsewhere", metric, note, "-", hardware, where, told(run), verdict)
 
 
 def told(run: dict | None) -> float | None:
@@ -160,8 +160,8 @@ def page(judged: Sequence[Entry], vocab: dict) -> str:
         "",
         f"All {sum(entry.paper is not None for entry in judged)} numbers that the papers of the catalogue print, and "
         f"{sum(entry.paper is None for entry in judged)} of {FOUNDING} and elsewhere, each with what our runs say. A "
-        "run tests a claim only if it names it; *not comparable* is the default, and says what differs. Ratios may be judged on "
-        "other hardware and say so; absolute times never. [Verdicts as a feed](data/verdicts.xml).",
+        "run tests a claim only if it names it; *not comparable* is the default, and says what differs. Ratios may "
+        "be judged on other hardware and say so; absolute times never. [Verdicts as a feed](data/verdicts.xml).",
         "",
         "| Verdict | Means | Claims |",
         "|---|---|---:|",
