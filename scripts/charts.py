@@ -37,6 +37,7 @@ CONFIG = {
     "header": INK | {"labelFontSize": 12},
     "legend": INK | {"orient": "bottom", "symbolSize": 90},
     "title": {"color": "currentColor"},
+    "point": {"opacity": 1},
     "aria": False,  # the figure has a description, and its table every number
 }
 
@@ -80,15 +81,9 @@ def tooltips(**fields: str) -> list[dict]:
     return [{"field": field, "title": title} for field, title in fields.items()]
 
 
-def choose(param: str, field: str, values: Sequence[str], start: str | None = None) -> tuple[dict, dict]:
-    """A parameter that shows one value of a field, or all; and its filter."""
-    both = {"name": param, "value": start or "all"}
-    return both, {"filter": f"{param} == 'all' || datum.{field} == {param}"}
-
-
 def spec(description: str, data: Sequence[dict], **parts: object) -> dict:
     """A specification with what all of them share."""
-    size = {} if "facet" in parts else {"width": WIDTH, "height": HEIGHT}
+    size = {} if {"facet", "vconcat"} & parts.keys() else {"width": WIDTH, "height": HEIGHT}
     return {
         "$schema": SCHEMA,
         "description": description,
@@ -102,43 +97,27 @@ def spec(description: str, data: Sequence[dict], **parts: object) -> dict:
 def cross(data: Sequence[dict], x: dict, y: dict, tips: list[dict], text: str | None = None) -> list[dict]:
     """Layers of a point with its interval in both directions (fields x1, x2, y1, y2), and a word beside it.
 
-    A click on the legend dims what is of another granularity.
+    The parameter `unit` dims what is of another granularity.
     """
     units = colour_and_shape([row["unit"] for row in data])
-    dim = {"condition": {"param": "units", "value": 1}, "value": 0.12}
-    select = {"name": "units", "select": {"type": "point", "fields": ["unit"]}, "bind": "legend"}
+    dim = {"opacity": dimmed("unit")}
     rule = {"type": "rule", "strokeOpacity": 0.55, "strokeWidth": 1.5}
+    point = {"type": "point", "filled": True, "size": 110, "cursor": "pointer"}
+    coloured = dim | {"color": units["color"]}
     layers = [
-        {
-            "mark": rule,
-            "encoding": {
-                "x": x,
-                "y": y | {"field": "y1"},
-                "y2": {"field": "y2"},
-                "color": units["color"],
-                "opacity": dim,
-            },
-        },
-        {
-            "mark": rule,
-            "encoding": {
-                "x": x | {"field": "x1"},
-                "x2": {"field": "x2"},
-                "y": y,
-                "color": units["color"],
-                "opacity": dim,
-            },
-        },
-        {
-            "params": [select],
-            "mark": {"type": "point", "filled": True, "size": 110, "cursor": "pointer"},
-            "encoding": {"x": x, "y": y, **units, "opacity": dim, "tooltip": tips},
-        },
+        {"mark": rule, "encoding": coloured | {"x": x, "y": y | {"field": "y1"}, "y2": {"field": "y2"}}},
+        {"mark": rule, "encoding": coloured | {"x": x | {"field": "x1"}, "x2": {"field": "x2"}, "y": y}},
+        {"mark": point, "encoding": dim | units | {"x": x, "y": y, "tooltip": tips}},
     ]
     if text:
         word = {"type": "text", "dx": 9, "dy": -8, "align": "left", "fontSize": 11, "color": "currentColor"}
-        layers.append({"mark": word, "encoding": {"x": x, "y": y, "text": {"field": text}, "opacity": dim}})
+        layers.append({"mark": word, "encoding": dim | {"x": x, "y": y, "text": {"field": text}}})
     return layers
+
+
+def dimmed(field: str) -> dict:
+    """Encoding of opacity: the parameter of the same name chooses one value of the field, or all."""
+    return {"condition": {"test": f"{field} == 'all' || datum.{field} == {field}", "value": 1}, "value": 0.1}
 
 
 def identity(low: float, high: float, x: str, y: str) -> dict:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from scripts.charts import (
     Chart,
-    choose,
     colour_and_shape,
     cross,
+    dimmed,
     figure,
     identity,
     missing,
@@ -61,13 +61,17 @@ def choices(spec_params: list, transforms: list, data: Sequence[dict], fields: d
     """Adds a parameter and its filter for every field with several values; the choices of the page."""
     found = {}
     for field, label in fields.items():
-        values = list(dict.fromkeys(row[field] for row in data))
-        if len(values) > 1:
-            parameter, keep = choose(f"one_{field}", field, values)
-            spec_params.append(parameter)
-            transforms.append(keep)
-            found[parameter["name"]] = (label, ["all", *values])
+        values = every(data, field)
+        if len(values) > 2:
+            spec_params.append({"name": field, "value": "all"})
+            transforms.append({"filter": f"{field} == 'all' || datum.{field} == {field}"})
+            found[field] = (label, values)
     return found
+
+
+def every(data: Sequence[dict], field: str) -> list[str]:
+    """`all`, and the values of a field."""
+    return ["all", *dict.fromkeys(row[field] for row in data)]
 
 
 PLACES = {"model": "Model", "device": "Device"}
@@ -105,8 +109,8 @@ def pareto(rows: Iterable[Row]) -> Chart | None:
         "mark": {"type": "line", "interpolate": "step-before", "color": "currentColor", "opacity": 0.35},
         "encoding": {"x": x, "y": y, "order": {"field": "x"}},
     }
-    params, transforms = [], []
-    found = choices(params, transforms, data, PLACES)
+    params, transforms = [{"name": "unit", "value": "all"}], []
+    found = {"unit": ("Removed", every(data, "unit"))} | choices(params, transforms, data, PLACES)
     layers = {"layer": [front, *cross(data, x, y, tips, "short")], "params": params, "transform": transforms}
     return Chart(
         "pareto",
@@ -149,7 +153,8 @@ def nominal(rows: Iterable[Row]) -> Chart | None:
             work = f"{speed['pictures']} pictures" if "pictures" in speed else speed.get("mode", "eager")
             data.append(
                 {
-                    "run": row.id, "unit": row.unit, "model": row.model, "device": row.machine, "what": row.label,
+                    "run": row.id, "unit": row.unit, "what": row.label,
+                    "model": row.model, "device": row.machine,
                     "work": "1 picture" if work == "1 pictures" else work,
                     "x": row.nominal, "x1": row.nominal, "x2": row.nominal,
                     "y": speed["speedup"], "y1": low, "y2": high,
@@ -170,8 +175,9 @@ def nominal(rows: Iterable[Row]) -> Chart | None:
         "stroke": points["encoding"]["color"],
         "fillOpacity": {"condition": {"test": "datum.phantom == 'yes'", "value": 0}, "value": 1},
     }
-    params, transforms = [], []
-    found = choices(params, transforms, data, PLACES | {"work": "Timed with"})
+    params, transforms = [{"name": "unit", "value": "all"}], []
+    found = {"unit": ("Removed", every(data, "unit"))}
+    found |= choices(params, transforms, data, PLACES | {"work": "Timed with"})
     high = max(max(d["x"] for d in data), max(d["y2"] for d in data))
     layers = [identity(1, high, x["title"], y["title"]), *layers]
     return Chart(
@@ -222,26 +228,30 @@ def criteria(rows: Iterable[Row]) -> Chart | None:
     if not data:
         return None
     metrics = list(dict.fromkeys(d["metric"] for d in data))
+    data.sort(key=lambda d: (metrics.index(d["metric"]), d["x"]))
     units = colour_and_shape([d["unit"] for d in data])
     plain = {channel: encoding | {"legend": None} for channel, encoding in units.items()}
     ends = [0.9 * min(d["x1"] for d in data), 1.1 * max(d["x2"] for d in data)]
     x = quantity("x", "relative error, logarithmic", scale={"type": "log", "domain": ends, "nice": False})
-    x |= {"axis": {"values": [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 1.5], "format": "~g"}}
-    y = {"field": "who", "type": "nominal", "title": None, "sort": {"field": "x"}, "axis": {"labelLimit": 190}}
+    x |= {"axis": {"values": [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 1.5], "format": "~g", "title": None}}
+    y = {"field": "who", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 190}}
     tips = tooltips(group="removed", who="criterion", x="error", x1="from", x2="to", run="run id")
     rule = {"x": x | {"field": "x1"}, "x2": {"field": "x2"}, "y": y, "color": plain["color"]}
     layers = [
         {"mark": {"type": "rule"}, "encoding": rule},
         {"mark": {"type": "point", "filled": True, "size": 80}, "encoding": {"x": x, "y": y, **plain, "tooltip": tips}},
     ]  # fmt: skip
-    groups = list(dict.fromkeys(d["group"] for d in data))
-    header = {
-        "labelAngle": 0,
-        "labelAlign": "left",
-        "labelOrient": "top",
-        "labelFontWeight": "bold",
-        "labelAnchor": "start",
-    }
+    groups = sorted({d["group"] for d in data}, key=lambda g: units["color"]["scale"]["domain"].index(g.split()[0]))
+    panels = [
+        {
+            "title": {"text": group, "anchor": "start", "fontSize": 12, "color": "currentColor"},
+            "transform": [{"filter": f"datum.group == '{group}' && datum.metric == metric"}],
+            "width": 420,
+            "height": {"step": 17},
+            "layer": layers,
+        }
+        for group in groups
+    ]
     return Chart(
         "criteria",
         "Criteria at one rate a granularity",
@@ -249,16 +259,13 @@ def criteria(rows: Iterable[Row]) -> Chart | None:
             f"{len(data) // len(metrics)} runs: the error of the prediction for each criterion.",
             data,
             params=[{"name": "metric", "value": metrics[0]}],
-            transform=[{"filter": "datum.metric == metric"}],
-            facet={"row": {"field": "group", "type": "nominal", "title": None, "sort": groups, "header": header}},
-            spec={"width": 380, "height": {"step": 17}, "layer": layers},
-            resolve={"scale": {"y": "independent"}},
+            vconcat=panels,
             spacing=14,
         ),
         ("Removed", "Criterion", "Figure", "Value (95 %)"),
         [(d["group"], d["who"], d["metric"], interval([d["x"], d["x1"], d["x2"]], 3)) for d in data],
         {"metric": ("Figure", metrics)},
-        "Left is better; 0 is the dense model. Bars are 95 % bootstrap intervals over pictures.",
+        "Left is better: the relative error on a logarithmic scale, 0 is the dense model. Bars are 95 % bootstrap intervals over pictures.",
     )
 
 
@@ -299,7 +306,7 @@ def curves(rows: Iterable[Row], suite: str) -> Chart | None:
         "amount", "share of the units removed", axis={"format": ".0%", "tickCount": 5}, scale={"domain": [0, 1]}
     )
     y = quantity("y", None)
-    dim = {"condition": {"param": "lines", "value": 1}, "value": 0.1}
+    dim = dimmed("who")
     same = {"x": x, "color": colour, "opacity": dim}
     floor = {"type": "line", "strokeDash": [2, 3], "color": "currentColor", "opacity": 0.6}
     line = {"y": y, "strokeDash": dash, "detail": [{"field": "who"}]}
@@ -312,8 +319,7 @@ def curves(rows: Iterable[Row], suite: str) -> Chart | None:
         {"mark": {"type": "line", "strokeWidth": 1.6}, "encoding": same | line},
         {"mark": "rule", "encoding": same | {"y": y | {"field": "y1"}, "y2": {"field": "y2"}}},
         {
-            "params": [{"name": "lines", "select": {"type": "point", "fields": ["who"]}, "bind": "legend"}],
-            "mark": {"type": "point", "filled": True, "size": 60},
+            "mark": {"type": "point", "filled": True, "size": 60, "cursor": "pointer"},
             "encoding": same | {"y": y, "shape": shape, "tooltip": tips},
         },
     ]  # fmt: skip
@@ -323,7 +329,7 @@ def curves(rows: Iterable[Row], suite: str) -> Chart | None:
         spec(
             f"{len({d['run'] for d in data})} runs: quality against the share of units removed, for each granularity.",
             data,
-            params=[{"name": "metric", "value": start}, {"name": "model", "value": models[0]}],
+            params=[{"name": n, "value": v} for n, v in (("metric", start), ("model", models[0]), ("who", "all"))],
             transform=[{"filter": "datum.metric == metric && datum.model == model"}],
             facet={"field": "unit", "type": "nominal", "title": None, "sort": units["color"]["scale"]["domain"]},
             columns=2,
@@ -342,7 +348,7 @@ def curves(rows: Iterable[Row], suite: str) -> Chart | None:
             )
             for d in sorted(data, key=lambda d: (d["model"], d["unit"], d["who"], d["key"], d["amount"]))
         ],
-        {"metric": ("Figure", metrics)} | ({"model": ("Model", models)} if len(models) > 1 else {}),
+        {"metric": ("Figure", metrics), "model": ("Model", models), "who": ("Criterion", ["all", *who])},
         "Bars are 95 % bootstrap intervals over pictures. The dotted line, where there is one, is the floor: the dense "
         "model drawn from other noise.",
     )

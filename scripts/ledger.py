@@ -173,8 +173,7 @@ def page(judged: Sequence[Entry], vocab: dict) -> str:
         "",
         sheet("claims", COLUMNS, [line(entry) for entry in judged], FACETS),
         "",
-        '<script defer src="../javascripts/sheet.js"></script>',
-        charts.loaders("claims"),
+        charts.loaders("claims") + '<script defer src="../javascripts/sheet.js"></script>',
     ]
     return "\n".join(lines) + "\n"
 

@@ -26,6 +26,11 @@ PAGE_TYPES = (
     "generated/papers/obs-diff.html",
     "generated/claims.html",
     "generated/results.html",
+    "generated/speed.html",
+    "generated/curves.html",
+    "generated/criteria.html",
+    "generated/lab.html",
+    "generated/runs.html",
     "generated/glossary.html",
 )
 

@@ -2,13 +2,18 @@
    they answer to pointer, legend and choices. The choices stand in the address as CHART.CHOICE. */
 (() => {
   const NARROW = 600;
+  const ERRORS = 1; // in the words of Vega: no warnings
 
   /** A copy that fits: a single view takes the width there is, panels stand below each other where it is narrow. */
   function fitted(spec, width) {
     const copy = structuredClone(spec);
+    if (copy.vconcat) {
+      for (const panel of copy.vconcat) panel.width = Math.min(panel.width, Math.max(120, width - 200));
+      return copy;
+    }
     if (!copy.facet) return Object.assign(copy, { width: Math.min(1.25 * copy.width, width), autosize: { type: "fit-x", contains: "padding" } });
-    if (copy.columns && width < NARROW) copy.columns = 1;
-    copy.spec.width = Math.min(copy.spec.width, Math.max(120, width - (copy.columns ? 60 : 220)));
+    if (width < NARROW) copy.columns = 1;
+    copy.spec.width = Math.min(copy.spec.width, Math.max(120, width - 60));
     return copy;
   }
 
@@ -18,7 +23,7 @@
     const form = figure.querySelector("form");
     if (!spec || !window.vegaEmbed) return;
     const holder = document.createElement("div");
-    const { view } = await vegaEmbed(holder, fitted(spec, plot.clientWidth), { actions: false, renderer: "svg" });
+    const { view } = await vegaEmbed(holder, fitted(spec, plot.clientWidth), { actions: false, renderer: "svg", logLevel: ERRORS });
     plot.replaceChildren(holder);
     const svg = holder.querySelector("svg");
     svg.setAttribute("role", "img");
