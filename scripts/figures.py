@@ -265,7 +265,8 @@ def criteria(rows: Iterable[Row]) -> Chart | None:
         ("Removed", "Criterion", "Figure", "Value (95 %)"),
         [(d["group"], d["who"], d["metric"], interval([d["x"], d["x1"], d["x2"]], 3)) for d in data],
         {"metric": ("Figure", metrics)},
-        "Left is better: the relative error on a logarithmic scale, 0 is the dense model. Bars are 95 % bootstrap intervals over pictures.",
+        "Left is better: the relative error on a logarithmic scale, 0 is the dense model. Bars are 95 % bootstrap "
+        "intervals over pictures.",
     )
 
 
