@@ -45,8 +45,9 @@ site: render  ## build the site into _site/
 serve: render  ## build the site and open it on localhost
 	$(BIN)/mkdocs serve
 
-train: $(READY)  ## train the embedded model again (hours on a CPU; resumes)
-	$(BIN)/python -m reference train openmoji-mmdit --out out/openmoji-mmdit
+MODEL ?= openmoji-mmdit
+train: $(READY)  ## train an embedded model again: MODEL=openmoji-mmdit or openmoji-unet (hours on a CPU; resumes)
+	$(BIN)/python -m reference train $(MODEL) --out out/$(MODEL)
 
 clean:  ## remove what the targets made
 	rm -rf .venv _site site/generated out

@@ -7,7 +7,7 @@ from scripts import charts, evidence, figures, lab, run_table
 from scripts.runs import Row
 from scripts.text import NOTE
 
-QUALITY = ".venv/bin/python -m reference.bench --suite quality --resume --budget-s 3600"
+QUALITY = ".venv/bin/python -m reference.bench --suite quality --protocol {} --resume --budget-s 3600"
 GPU = "# on a machine with an NVIDIA GPU\n    .venv/bin/python -m reference.bench --suite {} --resume --budget-s 540"
 
 
@@ -22,7 +22,10 @@ def drawn(rows: Sequence[Row]) -> dict[str, list[charts.Chart]]:
     found = {
         "results": [figures.pareto(rows)],
         "speed": [figures.nominal(rows), figures.shapes(rows)],
-        "curves": [figures.curves(rows, suite) for suite in ("quality", "embedded")],
+        "curves": [
+            *(figures.curves(rows, protocol) for protocol in ("quality", "embedded")),
+            *(figures.damage(rows, protocol) for protocol in ("quality-layers", "quality-steps")),
+        ],
         "criteria": [figures.criteria(rows)],
     }
     return {page: [chart for chart in of_page if chart] for page, of_page in found.items()}
@@ -62,13 +65,22 @@ def curves_page(rows: Sequence[Row]) -> str:
     """Markdown of site/generated/curves.md: how quality falls with the rate."""
     return _page(
         "curves",
-        "Rate curves",
+        "Rate curves and damage maps",
         "How far the pictures move when more is removed: for each granularity and criterion, the same noise and "
-        "prompts as the dense model.",
+        "prompts as the dense model. What follows from them, with tables of components, recovery and composition: "
+        "[quality against rate](quality.md).",
         "## Every granularity and criterion",
-        figures.shown(figures.curves(rows, "quality"), "Rate curves of the quality suite", QUALITY),
+        figures.shown(figures.curves(rows, "quality"), "Rate curves of the quality suite", QUALITY.format("quality")),
         "## The embedded suite",
         figures.shown(figures.curves(rows, "embedded"), "Rate curves", "make bench"),
+        "## Where it hurts, and when",
+        *(
+            figures.shown(figures.damage(rows, protocol), title, QUALITY.format(protocol))
+            for protocol, title in (
+                ("quality-layers", "Damage map of layers"),
+                ("quality-steps", "Damage map of steps"),
+            )
+        ),
     )
 
 

@@ -1,15 +1,14 @@
 """What the published runs in results/ say: the table and pictures of README and site, each number from a run file."""
 
-import io
 import json
 from pathlib import Path
 
 import yaml
-from PIL import Image, ImageDraw, ImageFont
 
 from reference.bench import criteria_table, results
 from reference.bench.device import ROOT
 from scripts import charts, claims, figures
+from scripts.pictures import grid as pictures_of
 from scripts.runs import Row
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
@@ -311,25 +310,9 @@ def pictures(rows: list[Row]) -> dict[Path, bytes]:
 
 def grid(runs: list[dict]) -> bytes:
     """The first prompts of every run, one row a run, as PNG."""
-    scale, gap, left, top = 2, 6, 190, 24
-    prompts = runs[0]["config"]["prompts"][:SHOWN_PROMPTS]
-    size = Image.open(_strip(runs[0])).height * scale
-    canvas = Image.new("RGB", (left + len(prompts) * (size + gap), top + len(runs) * (size + gap)), "white")
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
-    for column, prompt in enumerate(prompts):
-        pen.text((left + column * (size + gap) + size / 2, top / 2), prompt, "black", font, anchor="mm")
-    for row, run in enumerate(runs):
-        y = top + row * (size + gap)
-        label = f"{results.label(run)} {results.percent(run['config'].get('amount'))}".removesuffix(" -")
-        pen.text((left - 10, y + size / 2), label, "black", font, anchor="rm")
-        strip = Image.open(_strip(run)).convert("RGB").crop((0, 0, len(prompts) * size // scale, size // scale))
-        for column in range(len(prompts)):
-            side = size // scale
-            tile = strip.crop((column * side, 0, (column + 1) * side, side))
-            canvas.paste(tile.resize((size, size), Image.Resampling.NEAREST), (left + column * (size + gap), y))
-    buffer = io.BytesIO()
-    canvas.quantize(255, kmeans=0).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    labels = [f"{results.label(r)} {results.percent(r['config'].get('amount'))}".removesuffix(" -") for r in runs]
+    strips = [(label, _strip(run)) for label, run in zip(labels, runs, strict=True)]
+    return pictures_of(strips, runs[0]["config"]["prompts"][:SHOWN_PROMPTS])
 
 
 def _strip(run: dict) -> Path:

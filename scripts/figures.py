@@ -34,15 +34,16 @@ METRICS = {
 }
 
 
-def measured(rows: Iterable[Row], *suites: str) -> list[Row]:
-    """Current runs of some suites that went well, without their dense baselines."""
+def measured(rows: Iterable[Row], *protocols: str) -> list[Row]:
+    """Current runs of some protocols that went well, without their dense baselines; of several seeds the first."""
     return [
         row
         for row in rows
-        if row.suite in suites
+        if row.protocol in protocols
         and row.state == "current"
         and row.run["status"] == "ok"
         and not row.run["subject"]["is_baseline"]
+        and not row.run["config"].get("seed")
     ]
 
 
@@ -270,10 +271,10 @@ def criteria(rows: Iterable[Row]) -> Chart | None:
     )
 
 
-def curves(rows: Iterable[Row], suite: str) -> Chart | None:
+def curves(rows: Iterable[Row], protocol: str) -> Chart | None:
     """A figure of quality against the rate: a panel a granularity, a line a criterion (and recovery)."""
     data = []
-    for row in measured(rows, suite):
+    for row in measured(rows, protocol):
         for quality in row.run["quality"]:
             if quality["metric"] in METRICS and row.amount is not None:
                 data.append(
@@ -325,8 +326,8 @@ def curves(rows: Iterable[Row], suite: str) -> Chart | None:
         },
     ]  # fmt: skip
     return Chart(
-        f"curves-{suite}",
-        f"Rate curves, {suite} suite",
+        f"curves-{protocol}",
+        f"Rate curves, {protocol} suite",
         spec(
             f"{len({d['run'] for d in data})} runs: quality against the share of units removed, for each granularity.",
             data,
@@ -353,6 +354,65 @@ def curves(rows: Iterable[Row], suite: str) -> Chart | None:
         "Bars are 95 % bootstrap intervals over pictures. The dotted line, where there is one, is the floor: the dense "
         "model drawn from other noise.",
     )
+
+
+def damage(rows: Iterable[Row], protocol: str) -> Chart | None:
+    """A damage map: each layer pruned alone by rate (`quality-layers`), or each block left out by steps."""
+    data = []
+    for row in measured(rows, protocol):
+        for quality in row.run["quality"]:
+            if "layer" not in quality:
+                continue
+            steps = "{}-{}".format(*quality["steps"]) if "steps" in quality else ""
+            low, high = quality["ci95"]
+            data.append(
+                {
+                    "run": row.id, "model": row.model, "layer": quality["layer"],
+                    "kind": row.unit or DAMAGE.get(quality["metric"], quality["metric"]),
+                    "x": f"steps {steps}" if steps else percent(row.amount),
+                    "order": quality["steps"][0] if steps else row.amount,
+                    "value": quality["value"], "low": low, "high": high,
+                }
+            )  # fmt: skip
+    if not data:
+        return None
+    kinds, models = (list(dict.fromkeys(d[field] for d in data)) for field in ("kind", "model"))
+    across = {"field": "x", "type": "ordinal", "title": None, "sort": {"field": "order"}}
+    across |= {"axis": {"orient": "top", "labelAngle": 0}}
+    down = {"field": "layer", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}}
+    # Viridis: its steps are told apart without colour as well.
+    colour = {
+        "field": "value",
+        "type": "quantitative",
+        "title": "error",
+        "scale": {"scheme": "viridis", "reverse": True},
+    }
+    tips = tooltips(layer="layer", x="at", value="error", low="from", high="to", run="run id")
+    return Chart(
+        protocol,
+        "Damage map: layers by rate" if protocol == LAYERS else "Damage map: blocks by steps",
+        spec(
+            f"{len(data)} errors: the damage that each part of the network does alone.",
+            data,
+            mark={"type": "rect", "cursor": "pointer"},
+            encoding={"x": across, "y": down, "color": colour, "tooltip": tips},
+            params=[{"name": "model", "value": models[0]}, {"name": "kind", "value": kinds[0]}],
+            transform=[{"filter": "datum.model == model && datum.kind == kind"}],
+            height={"step": 14},
+        ),
+        ("Model", "What", "Layer or block", "At", "Error (95 %)"),
+        [(d["model"], d["kind"], d["layer"], d["x"], interval([d["value"], d["low"], d["high"]], 3)) for d in data],
+        {"model": ("Model", models), "kind": ("Removed" if protocol == LAYERS else "Figure", kinds)},
+        "Everything else stays dense. Darker is worse: the error of the prediction, or of the picture, with that one "
+        "layer pruned at that rate, or that one block left out at those steps.",
+    )
+
+
+LAYERS = "quality-layers"
+DAMAGE = {
+    "prediction_error_of_block": "error of the prediction at these steps",
+    "picture_error_of_block": "error of the picture",
+}
 
 
 def shapes(rows: Iterable[Row]) -> Chart | None:

@@ -15,7 +15,7 @@ from scripts import charts
 from scripts.runs import Row
 from scripts.text import NOTE, h
 
-SUITES = ("embedded", "quality")
+PROTOCOLS = ("embedded", "quality")
 LARGEST = 99.0  # dB, for equal pictures
 
 
@@ -35,7 +35,7 @@ def strips(rows: Sequence[Row]) -> list[Strip]:
     found = []
     for row in rows:
         file, dense = picture_file(row.run), picture_file(row.dense or {})
-        if row.suite in SUITES and row.state == "current" and file and dense and file != dense:
+        if row.protocol in PROTOCOLS and row.state == "current" and file and dense and file != dense:
             a, b = (tiles(path) for path in (dense, file))
             n = min(len(a), len(b), len(row.run["config"]["prompts"]))
             far = [psnr(x, y) for x, y in zip(a[:n], b[:n], strict=True)]
@@ -65,7 +65,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def title(strip: Strip) -> str:
     """A run as the lab lists it."""
-    suite = "" if strip.row.suite == SUITES[0] else f"{strip.row.suite}, "
+    suite = "" if strip.row.protocol == PROTOCOLS[0] else f"{strip.row.protocol}, "
     return f"{suite}{strip.row.model}: {strip.row.label}"
 
 

@@ -7,14 +7,13 @@ if README.md or the schema differ from what it would write.
 
 import argparse
 import json
-import os
 import re
 import sys
 from pathlib import Path
 
-from scripts import benchmarks, catalog, chooser, claims, evidence, export, ledger, lists, paper_page, validate
+from scripts import benchmarks, catalog, chooser, claims, evidence, export, ledger, lists, paper_page, quality, validate
 from scripts import runs as run_rows
-from scripts.text import NOTE, esc, link, newest_first, page_head, sentence, slug, venue_of
+from scripts.text import NOTE, esc, link, newest_first, page_head, sentence, slug, venue_of, write
 
 VOCABULARIES = {
     "family": "Families",
@@ -153,17 +152,6 @@ def site_glossary(vocab: dict) -> str:
 # Files
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step, and only if it changes: a reader never sees half of it."""
-    data = content.encode() if isinstance(content, str) else content
-    if path.exists() and path.read_bytes() == data:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
 def repo_url(root: Path) -> str:
     """The address of the repository, as mkdocs.yml states it; empty while it states none."""
     found = re.search(r"^repo_url: *[\"']?(https://[^\s\"']+)", (root / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
@@ -235,7 +223,7 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     write(readme_path, readme)
     for name, text in pages.items():
         write(root / "site" / "generated" / f"{name}.md", text)
-    for path, content in evidence.pictures(rows).items():
+    for path, content in (evidence.pictures(rows) | quality.build(root)).items():
         write(root / path, content)
     bib = {paper["id"]: export.bib_entry(paper) for paper in papers.data}
     # A classic script: pages opened from disk may load neither JSON nor modules.

@@ -1,12 +1,14 @@
 """Every run of every suite as one flat row: what the tables, charts and pages of the site show of it.
 
-state = current           of a published device, the newest of its kind under the suite's newest protocol
+state = current           of a published device, the newest of its kind under its newest text
         earlier run       the same was measured again under the same protocol
         earlier protocol  the protocol file has changed since
+        earlier weights   the model was trained again since
         third-party       a device that published.yaml does not name
 """
 
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ from reference.bench.device import ROOT
 
 SCHEMA = "result/1"
 SUITES = ("embedded", "quality", "engine", "latency", "kernels", "claims", "cost")  # their order on every page
-STATES = ("current", "earlier run", "earlier protocol", "third-party")
+STATES = ("current", "earlier run", "earlier protocol", "earlier weights", "third-party")
 
 
 class Row(NamedTuple):
@@ -38,6 +40,11 @@ class Row(NamedTuple):
     def model(self) -> str:
         """The model that was pruned."""
         return self.run["subject"]["model"]
+
+    @property
+    def protocol(self) -> str:
+        """Name of the protocol file: the id without the number that counts its versions."""
+        return protocol_of(self.run)
 
     @property
     def machine(self) -> str:
@@ -141,17 +148,26 @@ def of_device(runs: list[dict], suite: str, device: str, published: bool = True)
     """Rows of one device's runs of one suite, oldest first."""
     by_id = {run["run_id"]: run for run in runs}
     newest = {same(run): run["run_id"] for run in runs}
+    text = {protocol_of(run): run["protocol"]["sha256"] for run in runs}
+    weights = {(protocol_of(run), run["subject"]["model"]): run["subject"]["weights_sha256"] for run in runs}
     rows = []
     for run in runs:
         if not published:
             state = "third-party"
-        elif run["protocol"]["sha256"] != runs[-1]["protocol"]["sha256"]:
+        elif run["protocol"]["sha256"] != text[protocol_of(run)]:
             state = "earlier protocol"
+        elif run["subject"]["weights_sha256"] != weights[protocol_of(run), run["subject"]["model"]]:
+            state = "earlier weights"
         else:
             state = "current" if newest[same(run)] == run["run_id"] else "earlier run"
         dense = by_id.get(run["subject"]["baseline_run"] or run["run_id"])
         rows.append(Row(run, dense, suite, device, state))
     return rows
+
+
+def protocol_of(run: dict) -> str:
+    """`quality-layers` for the id `quality-layers-1`."""
+    return re.sub(r"-\d+$", "", run["protocol"]["id"])
 
 
 def same(run: dict) -> str:
@@ -167,8 +183,10 @@ def fields(row: Row) -> dict[str, str | list[float]]:
     _flatten(parts | {"environment": run["environment"], "code": run["code"], "achieved": run["achieved"]}, "", flat)
     flat["nominal speed-up"] = "-" if row.nominal is None else f"{row.nominal:.3f}"
     for quality in run["quality"]:
-        flat[f"quality {quality['metric']}"] = [quality["value"], *quality["ci95"]]
-        flat[f"quality {quality['metric']}, pictures"] = str(quality["n"])
+        steps = "steps {}-{}".format(*quality["steps"]) if "steps" in quality else ""
+        name = " ".join(filter(None, ["quality", quality["metric"], quality.get("layer", ""), steps]))
+        flat[name] = [quality["value"], *quality["ci95"]]
+        flat[f"{name}, pictures"] = str(quality["n"])
     for speed in run["speed"]:
         work = next((f"{speed[name]} {name}" for name in ("pictures", "rows") if name in speed), "")
         name = " ".join(filter(None, ["speed-up", work, speed.get("mode", "")]))

@@ -1,9 +1,11 @@
 """What the generated pages are written with: text of the catalogue that stays text, links, headings."""
 
 import html
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
 NOTE = "Generated from {source} by `python -m scripts.render`; edits here are overwritten."
 ENTITIES = {c: f"&#{ord(c)};" for c in "<>|~$^`{}"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -72,3 +74,14 @@ def venue_of(paper: dict) -> str:
 def newest_first(entries: Iterable[dict]) -> list[dict]:
     """Papers by date of their first version, the newest first; equal ones by id."""
     return sorted(entries, key=lambda e: (-e["year"], -e.get("month", 0), e["id"]))
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step, and only if it changes: a reader never sees half of it."""
+    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and path.read_bytes() == data:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

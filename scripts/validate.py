@@ -27,6 +27,7 @@ from scripts.catalog import Document, Problem, Trail
 IDENTITY_URLS = ("url", "project_page", "homepage")
 VOCAB = "schemas/vocab.yaml"
 OPEN = "FILL IN"  # how a text begins that `python -m scripts.add` left to a person
+COPIES = ("copy", "reading list")  # how `what` of a page begins that repeats the work's record
 PRIVATE_SUFFIXES = ("localhost", "local", "internal", "lan", "home", "corp", "test", "invalid", "example", "onion")
 
 
@@ -197,6 +198,10 @@ def entry_problems(entry: dict, today: date) -> Iterator[tuple[Trail, str, str]]
     if entry["confidence"] != "low" and "checked" not in entry:
         fix = "compare title and first author with a primary page and add `checked`, or write `confidence: low`"
         yield ("confidence",), f"{entry['confidence']} confidence needs `checked`", fix
+    copies = {page["url"] for page in entry["evidence"] if page["what"].casefold().startswith(COPIES)}
+    if entry["confidence"] == "high" and copies.issuperset(page["url"] for page in entry["evidence"]):
+        fix = "add the page of the work itself under `evidence`, or write `confidence: medium`"
+        yield ("confidence",), "every page under `evidence` is a copy", fix
     seen: set[str] = set()
     for i, claim in enumerate(entry.get("claims", [])):
         if claim["id"] in seen:
@@ -204,6 +209,9 @@ def entry_problems(entry: dict, today: date) -> Iterator[tuple[Trail, str, str]]
         seen.add(claim["id"])
         if claim["dense"] is None and claim["pruned"] is None:
             yield ("claims", i, "pruned"), "the claim has no number", "give dense, pruned or both, or remove it"
+        if claim["evidence"] in copies:
+            fix = "name the page of the paper, its proceedings or its authors that prints it, or remove the claim"
+            yield ("claims", i, "evidence"), "the claim was seen on a copy only", fix
 
 
 def open_places(value: object, trail: Trail = ()) -> Iterator[tuple[Trail, str, str]]:

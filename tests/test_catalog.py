@@ -376,6 +376,20 @@ CASES = {
         "26:7  alpha-pruning.claims[cifar10-fid].pruned: the claim has no number",
         "remove it",
     ),
+    "claim on a copy": (
+        "papers",
+        'what: "title, authors, abstract"',
+        'what: "Copy of the arXiv record"',
+        "29:7  alpha-pruning.claims[cifar10-fid].evidence: the claim was seen on a copy only",
+        "or remove the claim",
+    ),
+    "high confidence on copies": (
+        "tools",
+        'what: "README"',
+        'what: "reading list"',
+        "14:3  alpha-tool.confidence: every page under `evidence` is a copy",
+        "`confidence: medium`",
+    ),
 }
 
 

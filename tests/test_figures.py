@@ -12,7 +12,9 @@ COUNTS = {"parameters": 100, "macs": 1000, "macs_nonzero": 1000, "bytes": 200, "
 ENVIRONMENT = {"device": "cpu", "cpu": "a <processor>", "cores": 2, "torch": "2", "diffusers": "1", "python": "3"}
 
 
-def run(number: int, entry: str, baseline: str | None, sha256: str = "a" * 64, **more) -> dict:
+def run(
+    number: int, entry: str, baseline: str | None, protocol: str = "embedded", sha256: str = "a" * 64, **more
+) -> dict:
     """A result as a file holds it."""
     return {
         "schema": "result/1",
@@ -20,7 +22,7 @@ def run(number: int, entry: str, baseline: str | None, sha256: str = "a" * 64, *
         "created": f"2026-01-01T00:00:{number:02d}+00:00",
         "status": "ok",
         "error": None,
-        "protocol": {"id": "p-1", "sha256": sha256},
+        "protocol": {"id": f"{protocol}-1", "sha256": sha256},
         "subject": {"model": "m", "weights_sha256": "0" * 64, "entry": entry, "is_baseline": baseline is None}
         | {"baseline_run": baseline},
         "config": {"dtype": "float32"} | more.pop("config", {}),
@@ -51,12 +53,17 @@ def test_states_tell_current_from_earlier_runs():
     old = run(1, "head", dense["run_id"], sha256="b" * 64, config={"granularity": "head", "amount": 0.3})
     first = run(2, "head", dense["run_id"], config={"granularity": "head", "amount": 0.3})
     again = run(3, "head", dense["run_id"], config={"granularity": "head", "amount": 0.3})
-    rows = runs.of_device([dense, old, first, again], "embedded", "here")
-    assert [row.state for row in rows] == ["current", "earlier protocol", "earlier run", "current"]
+    other = run(4, "head", dense["run_id"], "quality-layers", "d" * 64)  # of another file: no change to this one
+    rows = runs.of_device([dense, old, first, again, other], "embedded", "here")
+    assert [row.state for row in rows] == ["current", "earlier protocol", "earlier run", "current", "current"]
+    trained = run(5, "dense", None)
+    trained["subject"]["weights_sha256"] = "1" * 64
+    states = [row.state for row in runs.of_device([dense, first, trained], "embedded", "here")]
+    assert states == ["earlier weights", "earlier weights", "current"]
     assert {row.state for row in runs.of_device([dense, first], "embedded", "there", published=False)} == {
         "third-party"
     }
-    assert rows[-1].dense is dense
+    assert rows[3].dense is dense
     assert [row.id for row in figures.measured(rows, "embedded")] == [again["run_id"]]
 
 
@@ -122,12 +129,13 @@ def test_standing_knows_the_front_and_the_intervals():
 
 
 def test_rate_curves_of_the_quality_suite_are_drawn_with_all_that_was_measured():
-    dense = run(0, "dense", None, quality=[quality("psnr_other_noise", 15)])
+    dense = run(0, "dense", None, "quality", quality=[quality("psnr_other_noise", 15)])
     made = [
         run(
             1 + 10 * c + n,
             "head",
             dense["run_id"],
+            "quality",
             config={"granularity": "head", "criterion": criterion, "amount": n / 10},
             quality=[quality("psnr", 30 - n - c, floor=15), quality("prediction_error", n / 10 + c)],
         )
@@ -153,10 +161,32 @@ def test_rate_curves_of_the_quality_suite_are_drawn_with_all_that_was_measured()
     assert figures.curves(rows, "embedded") is None
 
 
+def test_damage_maps_show_every_layer_at_every_rate_and_every_block_at_every_part():
+    def cell(number: int, protocol: str, config: dict, metric: str, **more) -> dict:
+        found = [quality(metric, n + number / 10, layer=f"blocks.{n}", **more) for n in range(3)]
+        return run(number, "one", "none", protocol, config=config, quality=found)
+
+    rates = ({"granularity": "head", "amount": n / 10} for n in (5, 2))
+    layers = [cell(n, "quality-layers", c, "prediction_error_of_layer") for n, c in enumerate(rates, 1)]
+    chart = figures.damage(runs.of_device(layers, "quality", "here"), "quality-layers")
+    assert len(chart.table) == 6
+    assert ("m", "head", "blocks.2", "20 %", "2.200 (2.100 to 2.300)") in chart.table
+    svg = charts.drawing(chart)
+    assert svg.index(">20 %</text>") < svg.index(">50 %</text>")  # in the order of the rates
+    assert "<path" in svg
+    parts = [cell(n, "quality-steps", {"part": n}, "picture_error_of_block", steps=[4 * n, 4 * n + 3]) for n in (0, 1)]
+    chart = figures.damage(runs.of_device(parts, "quality", "here"), "quality-steps")
+    assert [line[3] for line in chart.table] == ["steps 0-3"] * 3 + ["steps 4-7"] * 3
+    assert chart.choices["kind"][1] == ["error of the picture"]
+    assert runs.fields(runs.of_device(parts, "quality", "here")[1])["quality picture_error_of_block blocks.0 steps 4-7"]
+
+
 def test_products_by_shape_are_drawn_once_there_are_some():
     asked = {"outputs": 3072, "inputs": 768, "dtype": "bfloat16", "backend": "cutlass", "compiled": False}
     speed = [timed(1.2, 0.1, rows=64), timed(0.7, 0.1, rows=128)]
-    (row,) = runs.of_device([run(1, "3072x768", "none", config={"asked": asked}, speed=speed)], "kernels", "gpu")
+    (row,) = runs.of_device(
+        [run(1, "3072x768", "none", "kernels", config={"asked": asked}, speed=speed)], "kernels", "gpu"
+    )
     chart = figures.shapes([row])
     assert [line[:2] + line[4:] for line in chart.table] == [
         ("3072 x 768", 64, "1.20x (1.10 to 1.30)"),

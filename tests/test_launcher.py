@@ -9,7 +9,7 @@ import psutil
 import pytest
 import yaml
 
-from reference.bench import criteria, quality, results
+from reference.bench import criteria, quality_cells, results
 from reference.bench.__main__ import PROTOCOLS, main
 from tests.test_engine_suite import SMALL
 from tests.test_quality import PROTOCOL
@@ -43,7 +43,7 @@ def test_a_cluster_that_loses_a_worker_ends_with_the_numbers_of_a_local_run(suit
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if suite == "quality":
-        protocol, key = PROTOCOL, quality._key
+        protocol, key = PROTOCOL, quality_cells.key
     else:
         protocol = yaml.safe_load((PROTOCOLS / "engine.yaml").read_text()) | SMALL
         protocol["sampler"]["steps"] = 2

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from reference.bench import quality, results
+from reference.bench import quality, quality_cells, quality_table, results
 from reference.bench.__main__ import PROTOCOLS, main
 
 PROTOCOL = {
@@ -60,7 +60,7 @@ def suite(tmp_path_factory):
 def test_a_killed_suite_resumes_with_nothing_lost_or_doubled(suite):
     _, folder, before, after = suite
     assert {run["run_id"] for run in before} < {run["run_id"] for run in after}
-    keys = [quality._key(run) for run in after]
+    keys = [quality_cells.key(run) for run in after]
     assert len(keys) == len(set(keys)) == 4  # the dense model and three cells
     assert len({run["subject"]["baseline_run"] for run in after[1:]}) == 1
     assert not list(folder.rglob("*.tmp"))
@@ -68,7 +68,7 @@ def test_a_killed_suite_resumes_with_nothing_lost_or_doubled(suite):
 
 def test_resuming_what_is_finished_runs_nothing(suite):
     file, folder, _, after = suite
-    cells = quality.list_cells(PROTOCOL, None, None)
+    cells = quality_cells.list_cells(PROTOCOL, None, None)
     target = next(folder.rglob("*.json")).parent
     assert len(quality.run_quality(file, cells, target, resume=True)) == len(after)
     assert len(results.read(folder)) == len(after)
@@ -93,21 +93,25 @@ def test_every_result_is_valid_and_bears_all_metrics(suite):
 
 
 def test_the_table_names_what_failed(suite):
-    table = list(quality.rows(suite[3]))
-    assert {len(row) for row in table} == {len(quality.COLUMNS)}
-    assert any("no residual blocks of convolutions" in row[4] for row in table if row[1] == "channel")
+    table = list(quality_table.rows(suite[3]))
+    assert {len(row) for row in table} == {len(quality_table.COLUMNS)}
+    assert any("no residual blocks of convolutions" in row[6] for row in table if row[1] == "channel")
 
 
 def test_the_protocol_goes_coarse_first_through_pairs_that_the_contract_allows():
     protocol = yaml.safe_load((PROTOCOLS / "quality.yaml").read_text())
-    cells = quality.list_cells(protocol, None, None)
+    cells = quality_cells.list_cells(protocol, None, None)
     from reference.request import Request
 
     for cell in cells:
         Request(**cell.keywords)
     assert {cell.keywords["amount"] for cell in cells[: len(cells) // 9]} == {0.5}
-    assert sorted({cell.keywords["amount"] for cell in cells}) == [i / 10 for i in range(1, 10)]
+    rates = {cell.keywords["amount"] for cell in cells if cell.keywords["granularity"] == "weight"}
+    assert sorted(rates) == [i / 10 for i in range(1, 10)]
+    assert {cell.keywords["amount"] for cell in cells if cell.keywords["granularity"] == "2:4"} == {0.5}
+    keys = [quality_cells.key(cell) for cell in cells]
+    assert len(set(keys)) == len(keys)
     with pytest.raises(ValueError, match="no entry 'luck'"):
-        quality.list_cells(protocol, None, ["luck"])
+        quality_cells.list_cells(protocol, None, ["luck"])
     with pytest.raises(ValueError, match="no model 'sdxl'"):
-        quality.list_cells(protocol, ["sdxl"], None)
+        quality_cells.list_cells(protocol, ["sdxl"], None)

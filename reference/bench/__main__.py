@@ -5,7 +5,6 @@ import copy
 import hashlib
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import reference
-from reference.bench import criteria, criteria_table, gpu, measure, quality, results
+from reference.bench import criteria, criteria_table, gpu, measure, quality, quality_cells, quality_table, results
 from reference.bench.device import ROOT, device_folder
 from reference.bench.launcher import run_on_ray
 from reference.embedded import EMBEDDED, load_embedded
@@ -33,7 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a suite; 0 if every run is ok, 1 if one failed, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="python -m reference.bench", description=__doc__)
     parser.add_argument("--suite", default="embedded", choices=["embedded", "engine", "quality", *gpu.SUITES])
-    parser.add_argument("--protocol", type=Path, help="another protocol file than the suite's own")
+    parser.add_argument(
+        "--protocol", type=Path, help="a protocol file, or the name of one; left out, the suite's own (quality: all)"
+    )
     parser.add_argument("--method", action="append", help="only this entry, e.g. head (may be repeated)")
     parser.add_argument("--model", action="append", help="only this model (may be repeated); not for embedded, engine")
     parser.add_argument("--resume", action="store_true", help="leave out what has a result already; not for embedded")
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the result files (results/; a dry run's: a temporary one)")
     parser.add_argument("--device", default="cuda", help=f"{', '.join(gpu.SUITES)}: cuda, or cpu for a dry run")
     parser.add_argument("--dry-run", action="store_true", help="GPU suites: shrunk architectures, nothing to publish")
-    parser.add_argument("--seed", type=int, default=0, help="seed of recovery")
+    parser.add_argument("--seed", type=int, default=0, help="embedded: of recovery; quality: of all noise")
     parser.add_argument(
         "--launcher", default="local", choices=["local", "ray"], help="engine, quality: where cells run"
     )
@@ -55,11 +56,28 @@ def main(arguments: list[str] | None = None) -> int:
     if options.suite in gpu.SUITES:
         return gpu.main(options, print_table)
     options.out = options.out or ROOT / "results"
-    file = options.protocol or PROTOCOLS / f"{options.suite}.yaml"
+    for library in (diffusers, transformers):  # one bar is enough
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    if options.suite == "quality" and options.protocol is None:
+        files = [PROTOCOLS / f"{name}.yaml" for name in quality.EXPERIMENTS]
+    else:
+        files = [protocol_file(options.protocol or Path(options.suite))]
+    return max([run_file(file, options) for file in files])
+
+
+def protocol_file(named: Path) -> Path:
+    """A protocol file by its path or, without folder and ending, by its name."""
+    is_name = named.name == str(named) and not named.suffix
+    return PROTOCOLS / f"{named}.yaml" if is_name else named
+
+
+def run_file(file: Path, options: argparse.Namespace) -> int:
+    """Run what a protocol file of a CPU suite asks for and print the table; 1 if a run failed, else 0."""
     try:
         protocol = yaml.safe_load(file.read_text())
         if options.suite == "quality":
-            jobs = quality.list_cells(protocol, options.model, options.method)
+            jobs = quality_cells.list_cells(protocol, options.model, options.method)
         elif options.suite == "engine":
             jobs = criteria.list_cells(protocol, options.method)
         else:
@@ -72,23 +90,22 @@ def main(arguments: list[str] | None = None) -> int:
             print(*job)
         return 0
 
-    for library in (diffusers, transformers):  # one bar is enough
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
     folder = options.out / options.suite / device_folder()
     started = time.monotonic()
     if options.suite != "embedded":
         if options.launcher == "ray":
             try:
-                runs = run_on_ray(options.suite, file, jobs, folder, options.resume, options.address)
+                runs = run_on_ray(options.suite, file, jobs, folder, options.resume, options.address, options.seed)
             except (ValueError, ConnectionError) as error:
                 print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
                 return 2
         elif options.suite == "quality":
-            runs = quality.run_quality(file, jobs, folder, options.resume, options.budget_s)
+            runs = quality.run_quality(file, jobs, folder, options.resume, options.budget_s, options.seed)
+            if options.budget_s is not None:  # what is left of it is for the next file
+                options.budget_s -= time.monotonic() - started
         else:
             runs = criteria.run_criteria(file, jobs, folder, options.resume)
-        table = quality if options.suite == "quality" else criteria_table
+        table = quality_table if options.suite == "quality" else criteria_table
         print_table([list(table.COLUMNS), *table.rows(runs)])
         print(f"\n{len(runs)} runs; result files and pictures: {folder}")
         return int(any(run["status"] == "failed" for run in runs))
@@ -158,7 +175,7 @@ def run_suite(protocol: dict, sha256: str, jobs: list, folder: Path, seed: int) 
                 recover = distill(
                     session.dense, x, names, recovery["steps_per_round"], each_step=bar.update, **settings
                 )
-            facts = _prune_timed(pruned, keywords, recover)
+            facts = measure.prune_timed(pruned, keywords, recover)
             bar.update()
             measure_run(run, session, pruned, facts, folder, bar)
         except (ValueError, RuntimeError) as error:
@@ -208,21 +225,6 @@ def measure_run(run: dict, session: Session, pruned: EmbeddedPipeline, facts: di
     shown = pictures[: len(protocol["prompts"])]
     run["artifacts"] = [results.write_pictures(shown.numpy(), folder / f"{run['run_id']}.png")]
     bar.update()
-
-
-def _prune_timed(pipeline: EmbeddedPipeline, keywords: dict, recover: Callable | None) -> dict[str, float]:
-    """Prune in place; share of units removed, seconds spent pruning and, apart, recovering. No keywords: dense."""
-    spent = 0.0
-
-    def timed(model: EmbeddedPipeline, round_: int) -> None:
-        nonlocal spent
-        start = time.monotonic()
-        recover(model, round_)
-        spent += time.monotonic() - start
-
-    start = time.monotonic()
-    rate = reference.prune(pipeline, **keywords, recover=timed if recover else None).unit_rate if keywords else 0.0
-    return {"unit_rate": rate, "prune_seconds": time.monotonic() - start - spent, "recovery_seconds": spent}
 
 
 def print_table(table: list[list[str]]) -> None:

@@ -20,7 +20,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from reference.bench import criteria, quality, results
+from reference.bench import criteria, judge, quality, quality_cells, results
 from reference.bench.device import ROOT, code
 
 RETRIES = 3  # of a task whose worker died
@@ -31,7 +31,13 @@ Files = dict[str, bytes]
 
 
 def run_on_ray(
-    suite: str, file: Path, cells: Sequence[Any], folder: Path, resume: bool = False, address: str | None = None
+    suite: str,
+    file: Path,
+    cells: Sequence[Any],
+    folder: Path,
+    resume: bool = False,
+    address: str | None = None,
+    seed: int = 0,
 ) -> list[dict]:
     """Run the cells of the suite `quality` or `engine` on the cluster at `address`, or on one started on this machine.
 
@@ -42,8 +48,11 @@ def run_on_ray(
     except ImportError:
         raise ValueError("--launcher ray needs ray: pip install 'awesome-diffusion-pruning[cluster]'") from None
     text = file.read_text()
-    protocol, sha256 = yaml.safe_load(text), quality.file_hash(text)
-    runs = [run for run in results.read(folder) if run["protocol"]["sha256"] == sha256] if resume else []
+    protocol, sha256 = yaml.safe_load(text), judge.file_hash(text)
+    if suite == "quality":
+        runs = quality.finished(sha256, seed, folder) if resume else []
+    else:
+        runs = [run for run in results.read(folder) if run["protocol"]["sha256"] == sha256] if resume else []
     runs = [run for run in runs if run["status"] != "failed"]
     done = {_key(suite, run): run for run in runs}
 
@@ -77,7 +86,7 @@ def run_on_ray(
         models = dict.fromkeys(_model(suite, cell, protocol) for cell in todo)
         first = {m: _dense(suite, m) for m in models if _key(suite, _dense(suite, m)) not in dense}
         with tqdm(total=len(first) + len(todo), desc=f"{suite} on ray", unit="cell") as bar:
-            for run in take({task.remote(suite, text, c, None, threads): c for c in first.values()}, bar):
+            for run in take({task.remote(suite, text, c, None, threads, seed): c for c in first.values()}, bar):
                 dense[_key(suite, run)] = run
                 runs.append(run)
             failed = [run["error"] for run in dense.values() if run["status"] != "ok"]
@@ -86,7 +95,7 @@ def run_on_ray(
             tasks = {}
             for cell in todo:
                 baseline = dense[_key(suite, _dense(suite, _model(suite, cell, protocol)))]
-                tasks[task.remote(suite, text, cell, {"run_id": baseline["run_id"]}, threads)] = cell
+                tasks[task.remote(suite, text, cell, {"run_id": baseline["run_id"]}, threads, seed)] = cell
             runs += take(tasks, bar)
     finally:
         if not already:
@@ -94,21 +103,26 @@ def run_on_ray(
     return runs
 
 
-def _run_remotely(suite: str, text: str, cell: Any, baseline: dict | None, threads: int) -> tuple[dict, Files]:
+def _run_remotely(
+    suite: str, text: str, cell: Any, baseline: dict | None, threads: int, seed: int
+) -> tuple[dict, Files]:
     """On a worker: one cell, or the dense model if there is no baseline; the result and its files by name."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        run = {"quality": _run_quality, "engine": _run_engine}[suite](text, cell, baseline, folder)
+        if suite == "quality":
+            run = _run_quality(text, cell, baseline, folder, seed)
+        else:
+            run = _run_engine(text, cell, baseline, folder)
         files = {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".json"}
     return run, files
 
 
-def _run_quality(text: str, cell: quality.Cell, baseline: dict | None, folder: Path) -> dict:
-    judge = _judge(text)
+def _run_quality(text: str, cell: quality_cells.Cell, baseline: dict | None, folder: Path, seed: int) -> dict:
+    opened = _judge(text, seed)
     if baseline is None:
-        return quality.open_subject(judge, cell.model, None, folder)[1][0]
-    return quality.run_cell(judge, _subject(text, cell.model, baseline["run_id"]), cell, folder)
+        return quality.open_subject(opened, cell.model, None, folder)[1][0]
+    return quality.run_cell(opened, _subject(text, seed, cell.model, baseline["run_id"]), cell, folder)
 
 
 def _run_engine(text: str, cell: criteria.Cell, baseline: dict | None, folder: Path) -> dict:
@@ -117,14 +131,14 @@ def _run_engine(text: str, cell: criteria.Cell, baseline: dict | None, folder: P
 
 
 @cache
-def _judge(text: str) -> quality.Judge:
-    return quality.open_judge(text)
+def _judge(text: str, seed: int) -> judge.Judge:
+    return judge.open_judge(text, seed)
 
 
 @cache
-def _subject(text: str, model: str, run_id: str) -> quality.Subject:
+def _subject(text: str, seed: int, model: str, run_id: str) -> quality.Subject:
     with tempfile.TemporaryDirectory() as scratch:  # nothing is written: the dense result is there
-        return quality.open_subject(_judge(text), model, {"run_id": run_id}, Path(scratch))[0]
+        return quality.open_subject(_judge(text, seed), model, {"run_id": run_id}, Path(scratch))[0]
 
 
 @cache
@@ -133,7 +147,7 @@ def _engine(text: str) -> criteria.Session:
 
 
 def _dense(suite: str, model: str) -> Any:
-    return quality.Cell(model, "dense", {}) if suite == "quality" else criteria.Cell("dense", {})
+    return quality_cells.Cell(model, "dense", {}) if suite == "quality" else criteria.Cell("dense", {})
 
 
 def _model(suite: str, cell: Any, protocol: dict) -> str:
@@ -143,5 +157,5 @@ def _model(suite: str, cell: Any, protocol: dict) -> str:
 def _key(suite: str, run: Any) -> Any:
     """What makes two runs of one protocol the same."""
     if suite == "quality":
-        return quality._key(run)
+        return quality_cells.key(run)
     return criteria._key(run["config"] if isinstance(run, dict) else run.keywords)

@@ -1,8 +1,9 @@
 """The measurements: what is left, how fast it is, how far it draws from the dense model. p counts pictures."""
 
 import copy
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import reference
 from reference.bench import metrics, timing
 from reference.checkpoint import KEPT, save_pruned
 from reference.embedded.pipeline import EmbeddedPipeline
@@ -69,6 +71,21 @@ def bytes_on_disk(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
     return {"bytes": len(stored), "bytes_deflated": len(zlib.compress(stored, 6))}
 
 
+def prune_timed(pipeline: EmbeddedPipeline, keywords: dict, recover: Callable | None) -> dict[str, float]:
+    """Prune in place; share of units removed, seconds spent pruning and, apart, recovering. No keywords: dense."""
+    spent = 0.0
+
+    def timed(model: EmbeddedPipeline, round_: int) -> None:
+        nonlocal spent
+        start = time.monotonic()
+        recover(model, round_)
+        spent += time.monotonic() - start
+
+    start = time.monotonic()
+    rate = reference.prune(pipeline, **keywords, recover=timed if recover else None).unit_rate if keywords else 0.0
+    return {"unit_rate": rate, "prune_seconds": time.monotonic() - start - spent, "recovery_seconds": spent}
+
+
 def latency(
     dense: nn.Module, pruned: nn.Module, inputs: dict[str, Tensor], warmup: int, repeats: int, threads: int
 ) -> dict:
@@ -111,12 +128,12 @@ def draw(pipeline: EmbeddedPipeline, prompts: list[str], noise: Tensor, steps: i
     return pipeline(prompts, steps, guidance, latents=noise, output_type="pt").images
 
 
-def prediction_error(model: nn.Module, dense: Trajectory) -> dict:
-    """Relative error of the guided prediction at every other point of the dense model's own trajectory, per picture.
+def prediction_error(model: nn.Module, dense: Trajectory, every: int = 2) -> dict:
+    """Relative error of the guided prediction at every second (or so) point of the dense model's trajectory, a picture.
 
     err_p = sqrt( sum_t ||v_pruned - v_dense||^2 / sum_t ||v_dense||^2 )
     """
-    wrong, total = metrics.prediction_errors(model, dense.calls[::2], dense.guidance)
+    wrong, total = metrics.prediction_errors(model, dense.calls[::every], dense.guidance)
     return metrics.interval((wrong.sum(0) / total.sum(0)).sqrt().reshape(dense.seeds, -1))
 
 

@@ -17,6 +17,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from reference.embedded.evaluator import Evaluator, ranks
 
 BOOTSTRAPS = 2000
+# Metrics of a picture beside the dense model's; of the dense model to itself they say nothing.
+TO_DENSE = ("psnr", "ssim", "feature_cosine", "picture_error")
 
 
 def interval(values: np.ndarray | Tensor) -> dict:
@@ -117,6 +119,24 @@ def retrieval(evaluator: Evaluator, pictures: Tensor, prompts: list[str], galler
     """
     rank = ranks(evaluator, pictures.flatten(0, 1), prompts * len(pictures), gallery).reshape(pictures.shape[:2])
     return [{"metric": f"retrieval_top{k}_{split}"} | interval((rank < k).double()) for k in (1, 5)]
+
+
+def paired(evaluator: Evaluator, pictures: Tensor, dense: Tensor, prompts: list[str], gallery: list[str]) -> list[dict]:
+    """What pruning changed, prompt by prompt: pictures (s, p, ...) against the dense model's from the same noise.
+
+    `retrieval_top5_seen_change` is the share of pictures whose name is among the first 5, minus the dense model's;
+    `picture_error` the root of the mean squared difference of pixels, here for every prompt as well.
+    """
+    found_sp = [
+        (ranks(evaluator, x.flatten(0, 1), prompts * len(x), gallery) < 5).double().reshape(x.shape[:2])
+        for x in (pictures, dense)
+    ]
+    error_p = (pictures - dense).double().square().flatten(2).mean((0, 2)).sqrt()
+    error = interval(error_p) | {"n": found_sp[0].numel(), "seeds": len(pictures)}
+    return [
+        {"metric": "retrieval_top5_seen_change"} | interval(found_sp[0] - found_sp[1]),
+        {"metric": "picture_error"} | error | {"per_prompt": [round(e, 5) for e in error_p.tolist()]},
+    ]
 
 
 def prediction_errors(model: nn.Module, calls: list[tuple[dict, Tensor]], guidance: float) -> tuple[Tensor, Tensor]:

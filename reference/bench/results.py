@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import jsonschema
@@ -27,8 +28,6 @@ def frame(
     `weights` is the folder of the dense model, or the file of an architecture whose weights are drawn.
     """
     now = datetime.now(UTC)
-    files = [weights] if weights.is_file() else sorted(weights.rglob("*.safetensors"))
-    fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     settings = ("sampler", "noise_seeds", "dtype", "storage_dtype", "prompts")
     unique = hashlib.sha256(f"{now.isoformat()}{entry}{keywords}".encode()).hexdigest()[:6]
     return {
@@ -40,7 +39,7 @@ def frame(
         "protocol": {"id": protocol["id"], "sha256": sha256},
         "subject": {
             "model": weights.name.removesuffix(".json"),
-            "weights_sha256": fingerprint,
+            "weights_sha256": fingerprint(weights),
             "entry": entry,
             "is_baseline": baseline is None,
             "baseline_run": baseline,
@@ -53,6 +52,13 @@ def frame(
         "code": code() | {"command": command(), "wall_seconds": 0.0},
         "artifacts": [],
     }
+
+
+@cache
+def fingerprint(weights: Path) -> str:
+    """SHA-256 of all weight files below a folder, or of one file."""
+    files = [weights] if weights.is_file() else sorted(weights.rglob("*.safetensors"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def command() -> list[str]:

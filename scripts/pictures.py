@@ -1,0 +1,28 @@
+"""Strips of pictures, one a run, as one grid with names."""
+
+import io
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+SCALE, GAP, LEFT, TOP = 2, 6, 190, 24
+
+
+def grid(strips: list[tuple[str, Path]], prompts: list[str]) -> bytes:
+    """(label, file with square pictures side by side) a row, as PNG; the first pictures are those of `prompts`."""
+    side = Image.open(strips[0][1]).height
+    size = side * SCALE
+    canvas = Image.new("RGB", (LEFT + len(prompts) * (size + GAP), TOP + len(strips) * (size + GAP)), "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    for column, prompt in enumerate(prompts):
+        pen.text((LEFT + column * (size + GAP) + size / 2, TOP / 2), prompt, "black", font, anchor="mm")
+    for row, (label, file) in enumerate(strips):
+        y = TOP + row * (size + GAP)
+        pen.text((LEFT - 10, y + size / 2), label, "black", font, anchor="rm")
+        strip = Image.open(file).convert("RGB")
+        for column in range(len(prompts)):
+            tile = strip.crop((column * side, 0, (column + 1) * side, side))
+            canvas.paste(tile.resize((size, size), Image.Resampling.NEAREST), (LEFT + column * (size + GAP), y))
+    buffer = io.BytesIO()
+    canvas.quantize(255, kmeans=0).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

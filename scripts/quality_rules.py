@@ -1,0 +1,146 @@
+"""The rules that the quality protocols state, applied to runs: safe rates, what the founding note holds, composition.
+
+Numbers come from result files, thresholds from the protocol files; this is only the comparing.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from scripts.quality_runs import by_model, dense_of, measured, percent, protocol, record
+
+BOOTSTRAPS = 2000
+EXACT = 0.005  # rates that differ by less are the same: units are whole
+
+
+class Limits(NamedTuple):
+    """What one component of one model stands, by one granularity: the highest rates, None if the lowest is too much."""
+
+    model: str
+    component: str
+    granularity: str
+    safe: float | None
+    aggressive: float | None
+    tested: list[float]
+
+
+def limits(runs: list[dict]) -> list[Limits]:
+    """For every model, component and granularity that was measured."""
+    rules = protocol("quality-components")["rules"]
+    found = []
+    for model, own in by_model(runs).items():
+        dense = dense_of(own)
+        if dense is None:
+            continue
+        for component, granularity in dict.fromkeys(
+            (run["config"]["component"], run["config"]["granularity"]) for run in measured(own)
+        ):
+            curve = measured(own, component=component, granularity=granularity)
+            curve.sort(key=lambda run: run["achieved"]["unit_rate"])
+            safe = _highest(curve, [_is_safe(run, dense, rules["safe"]) for run in curve])
+            aggressive = _highest(curve, [_is_usable(run, dense, rules["aggressive"]) for run in curve])
+            rates = [run["achieved"]["unit_rate"] for run in curve]
+            found.append(Limits(model, component, granularity, safe, aggressive, rates))
+    return found
+
+
+def _highest(curve: list[dict], passed: list[bool]) -> float | None:
+    """The last rate before the first that fails."""
+    count = next((i for i, ok in enumerate(passed) if not ok), len(passed))
+    return curve[count - 1]["achieved"]["unit_rate"] if count else None
+
+
+def _is_safe(run: dict, dense: dict, rule: dict) -> bool:
+    kept = record(run, "retrieval_top5_seen_change")["ci95"][0] > rule["retrieval_top5_seen_change"]
+    return kept and all(
+        record(run, metric)["ci95"][0] > record(dense, f"{metric}_other_noise")["ci95"][1]
+        for metric in rule["above_other_noise"]
+    )
+
+
+def _is_usable(run: dict, dense: dict, rule: dict) -> bool:
+    least = rule["retrieval_top5_seen_left"] * record(dense, "retrieval_top5_seen")["value"]
+    return record(run, "retrieval_top5_seen")["ci95"][0] >= least
+
+
+def founding_note(found: list[Limits]) -> list[tuple[str, str, str, str]]:
+    """(component, claim, verdict, numbers) for every row and column of the founding note's table."""
+    rows = []
+    for component, claims in protocol("quality-components")["founding_note"].items():
+        own = [limit for limit in found if limit.component == component]
+        for column, (low, high) in claims.items():
+            claim = f"{column} {100 * low:.0f}-{100 * high:.0f} %"
+            verdicts = {(limit.model, limit.granularity): _verdict(getattr(limit, column), low, high) for limit in own}
+            numbers = "; ".join(
+                f"{limit.granularity} of {limit.model}: {at_most(getattr(limit, column), limit.tested)}, "
+                f"{verdicts[limit.model, limit.granularity]}"
+                for limit in own
+            )
+            rows.append((component, claim, _together(verdicts), numbers))
+    return rows
+
+
+def at_most(rate: float | None, tested: list[float]) -> str:
+    """A limit in words."""
+    if rate is None:
+        return f"below {percent(min(tested))}"
+    return f"{percent(rate)}, the highest tested" if rate == max(tested) else percent(rate)
+
+
+def _verdict(rate: float | None, low: float, high: float) -> str:
+    reached = (rate or 0.0) + EXACT
+    return "holds" if reached >= high else "does not hold" if reached < low else "holds for the lower end"
+
+
+def _together(verdicts: dict[tuple[str, str], str]) -> str:
+    """One verdict for all models and granularities."""
+    if not verdicts:
+        return "not measured yet"
+    if len(set(verdicts.values())) == 1:
+        return next(iter(verdicts.values()))
+    one_each = {
+        "granularity": _agree(verdicts, 1),
+        "model": _agree(verdicts, 0),
+    }
+    reasons = [name for name, agree in one_each.items() if agree]
+    return "depends on " + (reasons[0] if reasons else "granularity and model")
+
+
+def _agree(verdicts: dict[tuple[str, str], str], place: int) -> bool:
+    """Whether the name at this place of the key alone decides."""
+    names = {key[place] for key in verdicts}
+    return len(names) > 1 and all(len({v for k, v in verdicts.items() if k[place] == name}) == 1 for name in names)
+
+
+class Composed(NamedTuple):
+    """Pruning (a) with a partner (b): root mean squared errors of the pictures, ratios with intervals, the verdict."""
+
+    pruned: float
+    partner: float
+    both: float
+    to_independent: tuple[float, float, float]  # c / (a + b): value, low, high
+    to_aligned: tuple[float, float, float]  # sqrt(c) / (sqrt(a) + sqrt(b))
+    verdict: str
+
+
+def compose(pruned: dict, partner: dict, both: dict, dense: dict) -> Composed:
+    """Apply the rule of `quality-composition.yaml` to four runs of the same prompts."""
+    squared = [np.square(record(run, "picture_error")["per_prompt"]) for run in (pruned, partner, both)]
+    floor = np.square(record(dense, "picture_error_other_noise")["per_prompt"])
+    again = np.random.default_rng(0).integers(len(floor), size=(BOOTSTRAPS, len(floor)))
+    a, b, c = (np.concatenate([[x.mean()], x[again].mean(1)]) for x in squared)
+    independent, aligned = (_ratio(c, a + b), _ratio(np.sqrt(c), np.sqrt(a) + np.sqrt(b)))
+    lowest = np.percentile(np.sqrt(floor[again].mean(1)), 2.5)
+    if max(np.percentile(np.sqrt(x[1:]), 97.5) for x in (a, b, c)) >= lowest:
+        verdict = "saturated"
+    elif aligned[1] > 1:
+        verdict = "collides"
+    else:
+        verdict = "interferes" if independent[1] > 1 else "composes"
+    return Composed(*(float(np.sqrt(x[0])) for x in (a, b, c)), independent, aligned, verdict)
+
+
+def _ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, float, float]:
+    values = over / np.maximum(under, 1e-12)
+    low, high = np.percentile(values[1:], [2.5, 97.5])
+    return float(values[0]), float(low), float(high)
