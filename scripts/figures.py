@@ -5,6 +5,7 @@
 from collections.abc import Iterable, Sequence
 
 from scripts.charts import (
+    MARKS,
     Chart,
     colour_and_shape,
     cross,
@@ -217,12 +218,11 @@ def criteria(rows: Iterable[Row]) -> Chart | None:
     for row in measured(rows, "engine"):
         for metric in ("prediction_error", "weighted_prediction_error"):
             if quality := row.quality(metric):
-                scope = row.run["config"].get("scope", "layer")
                 rate = "" if ":" in row.unit else f" {percent(row.amount)}"
                 data.append(
                     {
                         "run": row.id, "unit": row.unit, "group": row.unit + rate, "metric": METRICS[metric][0],
-                        "who": row.criterion + ("" if scope == "layer" else f", {scope}"),
+                        "who": ", ".join(filter(None, [row.criterion, row.scope])),
                         "x": quality["value"], "x1": quality["ci95"][0], "x2": quality["ci95"][1],
                     }
                 )  # fmt: skip
@@ -271,6 +271,11 @@ def criteria(rows: Iterable[Row]) -> Chart | None:
     )
 
 
+# Lines of criteria: ten of either, so that no two of the suite look alike.
+DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [1, 3], [10, 2], [4, 4, 1, 4], [3, 1], [12, 4], [6, 2, 1, 2, 1, 2]]
+SHAPES = [*MARKS.values(), "triangle-left", "wedge", "arrow"]
+
+
 def curves(rows: Iterable[Row], protocol: str) -> Chart | None:
     """A figure of quality against the rate: a panel a granularity, a line a criterion (and recovery)."""
     data = []
@@ -280,7 +285,7 @@ def curves(rows: Iterable[Row], protocol: str) -> Chart | None:
                 data.append(
                     {
                         "run": row.id, "unit": row.unit, "model": row.model, "amount": row.amount,
-                        "who": row.criterion + (f", {row.recovery}" if row.recovery != "none" else ""),
+                        "who": ", ".join(filter(None, [row.criterion, row.scope, row.recovery.replace("none", "")])),
                         "metric": METRICS[quality["metric"]][0], "key": quality["metric"],
                         "y": quality["value"], "y1": quality["ci95"][0], "y2": quality["ci95"][1],
                         "floor": quality.get("floor"),
@@ -293,16 +298,10 @@ def curves(rows: Iterable[Row], protocol: str) -> Chart | None:
     start = METRICS["psnr"][0] if METRICS["psnr"][0] in metrics else metrics[0]
     units = colour_and_shape([d["unit"] for d in data])
     who = list(dict.fromkeys(d["who"] for d in data))
-    dashes = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [1, 3], [10, 2], [4, 4, 1, 4]]
     dash = {"field": "who", "type": "nominal", "title": "criterion"}
-    dash |= {"scale": {"domain": who, "range": [dashes[i % len(dashes)] for i in range(len(who))]}}
+    dash |= {"scale": {"domain": who, "range": [DASHES[i % len(DASHES)] for i in range(len(who))]}}
     shape = {"field": "who", "type": "nominal", "title": "criterion"}
-    shape |= {
-        "scale": {
-            "domain": who,
-            "range": ["circle", "square", "cross", "diamond", "triangle-up", "triangle-down", "stroke"],
-        }
-    }
+    shape |= {"scale": {"domain": who, "range": [SHAPES[i % len(SHAPES)] for i in range(len(who))]}}
     colour = units["color"] | {"legend": None}
     x = quantity(
         "amount", "share of the units removed", axis={"format": ".0%", "tickCount": 5}, scale={"domain": [0, 1]}
@@ -436,15 +435,16 @@ def shapes(rows: Iterable[Row]) -> Chart | None:
     order = sorted({d["shape"] for d in data}, key=lambda shape: [*map(int, shape.split(" x "))])
     x = {"field": "rows", "type": "ordinal", "title": "rows of the input"}
     y = {"field": "shape", "type": "nominal", "title": "outputs x inputs", "sort": order}
-    scale = {"scheme": "blueorange", "domainMid": 1, "reverse": True}
+    scale = {"scheme": "blueorange", "domain": [0.4, 1, 1.6], "clamp": True, "reverse": True}
     colour = {"field": "x", "type": "quantitative", "title": "speed-up over dense", "scale": scale}
     tips = tooltips(shape="shape", rows="rows", x="speed-up", x1="from", x2="to", device="device", run="run id")
     params, transforms = [{"name": "kind", "value": kinds[0]}], [{"filter": "datum.kind == kind"}]
     found = {"kind": ("Product", kinds)} | choices(params, transforms, data, {"device": "Device"})
-    word = {"type": "text", "fontSize": 10, "color": "black"}
+    word = {"type": "text", "fontSize": 10}
+    on_dark = {"condition": {"test": "datum.x > 1.35 || datum.x < 0.65", "value": "white"}, "value": "black"}
     layers = [
         {"mark": "rect", "encoding": {"x": x, "y": y, "color": colour, "tooltip": tips}},
-        {"mark": word, "encoding": {"x": x, "y": y, "text": {"field": "shown"}}},
+        {"mark": word, "encoding": {"x": x, "y": y, "text": {"field": "shown"}, "color": on_dark}},
     ]  # fmt: skip
     return Chart(
         "shapes",

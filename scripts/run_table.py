@@ -83,7 +83,7 @@ def line(row: Row, session_number: int) -> Line:
         (h(row.suite), None),
         (h(row.model), None),
         (h(what) + (f'<br><span class="failed">{h(failed)}</span>' if failed else ""), None),
-        (h(row.criterion or "-"), None),
+        (h(", ".join(filter(None, [row.criterion, row.scope])) or "-"), None),
         (h(row.recovery), None),
         (percent(gone), gone),
         ("-" if row.nominal is None or baseline else f"{row.nominal:.2f}x", None if baseline else row.nominal),

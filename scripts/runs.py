@@ -86,6 +86,12 @@ class Row(NamedTuple):
         return asked.get("criterion", "magnitude") if self.unit and self.suite != "kernels" else ""
 
     @property
+    def scope(self) -> str:
+        """Among which units the lowest were taken, where that is not the layer."""
+        scope = self.run["config"].get("scope") or ""
+        return "" if scope == "layer" else scope
+
+    @property
     def recovery(self) -> str:
         """Kind of training afterwards, or none."""
         return self.run["config"].get("recovery", {}).get("kind", "none")
@@ -109,7 +115,7 @@ class Row(NamedTuple):
             return "dense"
         asked = self.run["config"].get("asked") or {}
         rate = f" {self.amount:.0%}".replace("%", " %") if self.amount is not None and ":" not in self.unit else ""
-        parts = [f"{self.unit or self.run['subject']['entry']}{rate}", self.criterion]
+        parts = [f"{self.unit or self.run['subject']['entry']}{rate}", self.criterion, self.scope]
         parts += [self.recovery if self.recovery != "none" else "", asked.get("mode", ""), asked.get("kernel", "")]
         return ", ".join(dict.fromkeys(filter(None, parts)))
 
