@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts import charts, evidence, figures, lab, run_table
+from scripts import charts, evidence, figures_quality, figures_speed, lab, run_table
+from scripts.figures import shown
 from scripts.runs import Row
 from scripts.text import NOTE
 
@@ -20,13 +21,13 @@ def pages(rows: Sequence[Row], repo: str) -> dict[str, str]:
 def drawn(rows: Sequence[Row]) -> dict[str, list[charts.Chart]]:
     """The charts of each page, those without runs left out."""
     found = {
-        "results": [figures.pareto(rows)],
-        "speed": [figures.nominal(rows), figures.shapes(rows)],
+        "results": [figures_speed.pareto(rows)],
+        "speed": [figures_speed.nominal(rows), figures_speed.shapes(rows)],
         "curves": [
-            *(figures.curves(rows, protocol) for protocol in ("quality", "embedded")),
-            *(figures.damage(rows, protocol) for protocol in ("quality-layers", "quality-steps")),
+            *(figures_quality.curves(rows, protocol) for protocol in ("quality", "embedded")),
+            *(figures_quality.damage(rows, protocol) for protocol in ("quality-layers", "quality-steps")),
         ],
-        "criteria": [figures.criteria(rows)],
+        "criteria": [figures_quality.criteria(rows)],
     }
     return {page: [chart for chart in of_page if chart] for page, of_page in found.items()}
 
@@ -49,7 +50,7 @@ def speed_page(rows: Sequence[Row]) -> str:
         "Counting multiply-accumulates promises a speed-up; the clock decides. A mask promises much and delivers "
         "nothing on dense hardware; units that leave the shapes deliver most of what they promise. How times are "
         "taken: [how it is measured](../benchmarks.md).",
-        figures.shown(figures.nominal(rows), "Nominal against realised", "make bench"),
+        shown(figures_speed.nominal(rows), "Nominal against realised", "make bench"),
         ""
         if gpu
         else charts.missing(
@@ -57,7 +58,7 @@ def speed_page(rows: Sequence[Row]) -> str:
         ),
         "## 2:4 products\n\nWhere a packed 2:4 product is faster than the dense one depends on its shape and on how "
         "many rows its input has.",
-        figures.shown(figures.shapes(rows), "2:4 products by shape", GPU.format("kernels"), "No GPU was at hand yet."),
+        shown(figures_speed.shapes(rows), "2:4 products by shape", GPU.format("kernels"), "No GPU was at hand yet."),
     )
 
 
@@ -70,12 +71,12 @@ def curves_page(rows: Sequence[Row]) -> str:
         "prompts as the dense model. What follows from them, with tables of components, recovery and composition: "
         "[quality against rate](quality.md).",
         "## Every granularity and criterion",
-        figures.shown(figures.curves(rows, "quality"), "Rate curves of the quality suite", QUALITY.format("quality")),
+        shown(figures_quality.curves(rows, "quality"), "Rate curves of the quality suite", QUALITY.format("quality")),
         "## The embedded suite",
-        figures.shown(figures.curves(rows, "embedded"), "Rate curves", "make bench"),
+        shown(figures_quality.curves(rows, "embedded"), "Rate curves", "make bench"),
         "## Where it hurts, and when",
         *(
-            figures.shown(figures.damage(rows, protocol), title, QUALITY.format(protocol))
+            shown(figures_quality.damage(rows, protocol), title, QUALITY.format(protocol))
             for protocol, title in (
                 ("quality-layers", "Damage map of layers"),
                 ("quality-steps", "Damage map of steps"),

@@ -7,7 +7,8 @@ import yaml
 
 from reference.bench import criteria_table, results
 from reference.bench.device import ROOT
-from scripts import charts, claims, figures
+from scripts import charts, claims, figures_quality, figures_speed
+from scripts.figures import shown as chart_or_command
 from scripts.pictures import grid as pictures_of
 from scripts.runs import Row
 
@@ -106,7 +107,7 @@ def site_page(rows: list[Row]) -> str:
             f"{machine(first)} Protocol `{first['protocol']['id']}`; {versions}. Repeat it with `make bench` "
             f"(`{command}`). Read [method and limits](../method.md) first.",
             "## Fidelity against speed",
-            figures.shown(figures.pareto(rows), "Fidelity against speed", "make bench"),
+            chart_or_command(figures_speed.pareto(rows), "Fidelity against speed", "make bench"),
             "## What is left\n\n" + table(runs, LEFT_COLUMNS),
             "## What it buys and what it costs\n\n" + table(runs, GAIN_COLUMNS),
             "## What it says\n\n" + reading(runs),
@@ -140,7 +141,7 @@ def criteria_page(shown: list[Row]) -> str:
             f"dense model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration "
             f"did not see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense "
             "model; at 1 the error is as large as what is to be predicted. Intervals: 95 % bootstraps over pictures.",
-            figures.shown(figures.criteria(shown), "Criteria", "python -m reference.bench --suite engine"),
+            chart_or_command(figures_quality.criteria(shown), "Criteria", "python -m reference.bench --suite engine"),
             "\n".join("| " + " | ".join(row) + " |" for row in rows),
             "## Do the orders that papers report hold here?",
             "\n".join(f"- {sentence}" for sentence in orders(runs)),
@@ -302,7 +303,7 @@ def reading(runs: list[dict]) -> str:
 
 def pictures(rows: list[Row]) -> dict[Path, bytes]:
     """Chart and grid of the published runs: path below the root -> content."""
-    runs, chart = [r for r in published() if r["status"] == "ok"], figures.pareto(rows)
+    runs, chart = [r for r in published() if r["status"] == "ok"], figures_speed.pareto(rows)
     if not chart:
         return {}
     return {PICTURES / "embedded-chart.svg": charts.standalone(chart), PICTURES / "embedded-grid.png": grid(runs)}

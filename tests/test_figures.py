@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import charts, figures, lab, ledger, run_table, runs
+from scripts import charts, figures, figures_quality, figures_speed, lab, ledger, run_table, runs
 
 COUNTS = {"parameters": 100, "macs": 1000, "macs_nonzero": 1000, "bytes": 200, "nonzero": 100}
 ENVIRONMENT = {"device": "cpu", "cpu": "a <processor>", "cores": 2, "torch": "2", "diffusers": "1", "python": "3"}
@@ -119,12 +119,12 @@ def pareto_rows() -> list[runs.Row]:
 
 
 def test_standing_knows_the_front_and_the_intervals():
-    data = figures.pareto(pareto_rows()).spec["data"]["values"]
+    data = figures_speed.pareto(pareto_rows()).spec["data"]["values"]
     standing = ["on the front", "on the front", "beaten, intervals overlap", "beaten, intervals apart"]
     assert [d["standing"] for d in data] == standing
     # nominal is 2: half of its gain is 1.5
     assert [d["phantom"] for d in data] == ["no", "yes", "yes", "yes"]
-    chart = figures.nominal(pareto_rows())
+    chart = figures_speed.nominal(pareto_rows())
     assert [row[6] for row in chart.table] == ["50 %", "0 %", "48 %", "-10 %"]
 
 
@@ -143,7 +143,7 @@ def test_rate_curves_of_the_quality_suite_are_drawn_with_all_that_was_measured()
         for n in (1, 5, 9)
     ]
     rows = runs.of_device([dense, *made], "quality", "here")
-    chart = figures.curves(rows, "quality")
+    chart = figures_quality.curves(rows, "quality")
     assert len(chart.table) == 2 * len(made)
     assert chart.choices["metric"][1] == ["error of the prediction", "PSNR to the dense picture, dB"]
     assert (
@@ -158,7 +158,7 @@ def test_rate_curves_of_the_quality_suite_are_drawn_with_all_that_was_measured()
     svg = charts.drawing(chart)
     assert svg.count('fill="var(--head)"') >= len(made)  # at the start one figure is shown
     assert 'role="img" aria-label="6 runs' in svg
-    assert figures.curves(rows, "embedded") is None
+    assert figures_quality.curves(rows, "embedded") is None
 
 
 def test_damage_maps_show_every_layer_at_every_rate_and_every_block_at_every_part():
@@ -168,15 +168,16 @@ def test_damage_maps_show_every_layer_at_every_rate_and_every_block_at_every_par
 
     rates = ({"granularity": "head", "amount": n / 10} for n in (5, 2))
     layers = [cell(n, "quality-layers", c, "prediction_error_of_layer") for n, c in enumerate(rates, 1)]
-    chart = figures.damage(runs.of_device(layers, "quality", "here"), "quality-layers")
-    assert len(chart.table) == 6
-    assert ("m", "head", "blocks.2", "20 %", "2.200 (2.100 to 2.300)") in chart.table
+    chart = figures_quality.damage(runs.of_device(layers, "quality", "here"), "quality-layers")
+    both = "20 %: 2.200 (2.100 to 2.300); 50 %: 2.100 (2.000 to 2.200)"
+    assert [line[2] for line in chart.table] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert chart.table[2] == ("m", "head", "blocks.2", both)
     svg = charts.drawing(chart)
     assert svg.index(">20 %</text>") < svg.index(">50 %</text>")  # in the order of the rates
     assert "<path" in svg
     parts = [cell(n, "quality-steps", {"part": n}, "picture_error_of_block", steps=[4 * n, 4 * n + 3]) for n in (0, 1)]
-    chart = figures.damage(runs.of_device(parts, "quality", "here"), "quality-steps")
-    assert [line[3] for line in chart.table] == ["steps 0-3"] * 3 + ["steps 4-7"] * 3
+    chart = figures_quality.damage(runs.of_device(parts, "quality", "here"), "quality-steps")
+    assert all("steps 0-3: " in line[3] and "; steps 4-7: " in line[3] for line in chart.table)
     assert chart.choices["kind"][1] == ["error of the picture"]
     assert runs.fields(runs.of_device(parts, "quality", "here")[1])["quality picture_error_of_block blocks.0 steps 4-7"]
 
@@ -187,7 +188,7 @@ def test_products_by_shape_are_drawn_once_there_are_some():
     (row,) = runs.of_device(
         [run(1, "3072x768", "none", "kernels", config={"asked": asked}, speed=speed)], "kernels", "gpu"
     )
-    chart = figures.shapes([row])
+    chart = figures_speed.shapes([row])
     assert [line[:2] + line[4:] for line in chart.table] == [
         ("3072 x 768", 64, "1.20x (1.10 to 1.30)"),
         ("3072 x 768", 128, "0.70x (0.60 to 0.80)"),
@@ -196,7 +197,7 @@ def test_products_by_shape_are_drawn_once_there_are_some():
 
 
 def test_without_runs_a_page_names_the_command_and_draws_no_axes():
-    text = figures.shown(figures.pareto([]), "Fidelity", "make bench")
+    text = figures.shown(figures_speed.pareto([]), "Fidelity", "make bench")
     assert "Fidelity: not measured" in text
     assert "make bench" in text
     assert "<svg" not in text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import catalog, figures, lab, runs
+from scripts import catalog, figures_speed, lab, runs
 from tests.test_site import BROWSER, PHONE, browser, site, tab  # noqa: F401
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: apt-get install chromium")
@@ -52,7 +52,7 @@ def test_pointing_at_a_run_says_which_and_a_click_opens_its_row(tab):  # noqa: F
     page = tab("generated/results.html")
     chart = drawn(page, "pareto")
     points = chart.locator(".mark-symbol:not(.role-legend-symbol) > path")
-    expected = figures.pareto(ROWS).spec["data"]["values"]
+    expected = figures_speed.pareto(ROWS).spec["data"]["values"]
     assert points.count() == len(expected) == 13
     points.nth(0).hover()
     page.wait_for_selector("#vg-tooltip-element.visible")
