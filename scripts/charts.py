@@ -38,6 +38,7 @@ CONFIG = {
     "legend": INK | {"orient": "bottom", "symbolSize": 90},
     "title": {"color": "currentColor"},
     "point": {"opacity": 1},
+    "mark": {"aria": False},
     "aria": False,  # the figure has a description, and its table every number
 }
 

@@ -57,9 +57,9 @@ def site(tmp_path_factory) -> Path:
     return root / "_site"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """One headless Chromium for all tests."""
+    """One headless Chromium for the tests of a file: a process may start only one at a time."""
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
         yield chromium
