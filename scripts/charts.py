@@ -7,6 +7,7 @@ Colours are the custom properties of site/stylesheets/extra.css, text is `curren
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import vl_convert
@@ -149,8 +150,7 @@ def figure(chart: Chart) -> str:
 
 def drawing(chart: Chart) -> str:
     """The SVG, one picture to a screen reader."""
-    svg = vl_convert.vegalite_to_svg(json.dumps(chart.spec))
-    svg = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", svg)
+    svg = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", svg_of(json.dumps(chart.spec)))
     return svg.replace("<svg ", f'<svg role="img" aria-label="{h(chart.spec["description"])}" ', 1)
 
 
@@ -159,7 +159,12 @@ def standalone(chart: Chart) -> bytes:
     text = json.dumps(chart.spec | {"config": CONFIG | {"background": "white"}}).replace("currentColor", "#222222")
     for unit in (*palette.LIGHT, "other"):
         text = text.replace(f"var({palette.variable(unit)})", palette.colour(unit))
-    return vl_convert.vegalite_to_svg(text).encode()
+    return svg_of(text).encode()
+
+
+# Both take seconds: once a process.
+svg_of = cache(vl_convert.vegalite_to_svg)
+javascript = cache(vl_convert.javascript_bundle)
 
 
 def table(chart: Chart) -> str:
@@ -198,4 +203,4 @@ def bundle(before: str) -> str:
     if before.startswith(head):
         return before
     # In a function: its thousands of names are its own.
-    return f"{head}(() => {{\n{vl_convert.javascript_bundle()}\n}})();\n"
+    return f"{head}(() => {{\n{javascript()}\n}})();\n"
