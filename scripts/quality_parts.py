@@ -131,12 +131,12 @@ def recovery(runs: list[dict], dense: dict, model: str, files: Files) -> str:
         rounds = config.get("rounds", 1)
         schedule = f"{config['schedule']}, {rounds} rounds" if rounds > 1 else "one-shot"
         loss = f"{recovery['kind']} ({recovery['loss']})" if "loss" in recovery else "none"
-        seconds = run["achieved"]["recovery_seconds"]
+        seconds = run["achieved"].get("recovery_cpu_seconds", run["achieved"]["recovery_seconds"])
         cost = [str(recovery.get("steps", 0)), f"{seconds:.0f}"]
         row = [config["granularity"], percent(run["achieved"]["unit_rate"]), schedule, loss, *cost]
         rows.append(row + [shown(record(run, metric), digits) for metric, digits in METRICS[:4]])
         rows[-1].append(shown(record(run, "retrieval_top5_seen"), 2))
-    head = ["unit", "removed", "schedule", "recovery", "steps", "seconds", *ROW[2:7]]
+    head = ["unit", "removed", "schedule", "recovery", "steps", "CPU seconds", *ROW[2:7]]
     return table(head, rows) + (
         "\n\nBy magnitude, rounds without training in between end where one shot ends: there is no row of their own."
     )
