@@ -1,9 +1,9 @@
 """How fast the catalogue answers in a browser, and how heavy its page is: part S of `python -m tests.perf`.
 
 Processor time of the page's thread in headless Chromium (the protocol's `threadTicks`), from the letter typed or box
-ticked to the page laid out again, median of `REPEATS` each (of the long list one); wall-clock time stands beside it in the details. Needs the
-built site (`make site`) and Chromium. For the list of 5,000 papers the built page gets the rows that render makes of a
-synthetic catalogue (`scale.py`).
+ticked to the page laid out again, median of `REPEATS` each (one for the long list); wall-clock time stands beside it in
+the details. Needs the built site (`make site`) and Chromium. For the list of 5,000 papers the built page gets the rows
+that render makes of a synthetic catalogue (`scale.py`).
 """
 
 import gzip
