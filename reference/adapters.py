@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from reference.anatomy.groups import Slice, indices
-from reference.checkpoint import MANIFEST, skeleton
 from reference.history import renamed
+from reference.manifest import MANIFEST, skeleton
 
 # layer, then this: peft, with or without an adapter's name; diffusers; attention processors of diffusers; kohya
 ENDS = {

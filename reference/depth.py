@@ -31,6 +31,7 @@ from reference.anatomy.blocks import BlockList
 from reference.anatomy.skipping import blocks_at, check, mask_blocks, members, streams
 from reference.calibration import Source, calls, evaluating, run
 from reference.criteria.block_influence import block_influence, cosines
+from reference.criteria.magnitude import square_sum
 from reference.criteria.random import random_scores
 from reference.criteria.sensitivity import greedy
 from reference.denoising_loss import everything_of
@@ -43,12 +44,16 @@ from reference.targets import matching
 
 
 def remove_blocks(
-    root: nn.Module, request: Request, source: Source | None = None, gone: Mapping[str, Tensor] | None = None
+    root: nn.Module,
+    request: Request,
+    source: Source | None = None,
+    gone: Mapping[str, Tensor] | None = None,
+    square_sum: Callable[[Tensor], float] = square_sum,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Which blocks go: list -> booleans (blocks,); and list -> why it was skipped. Else as `remove_weights`."""
     found, refused = unit_groups(root, "block")
     groups, skipped = matching(found, request)
-    score, unscored = block_scorer(root, groups, request, source)
+    score, unscored = block_scorer(root, groups, request, source, square_sum)
     groups, skipped = [group for group in groups if group.name not in unscored], skipped | refused | unscored
     removed: dict[str, Tensor] = {}
     for rate, lists in pools(root, groups, request):
@@ -68,7 +73,11 @@ Scorer = Callable[[Sequence[BlockList], int, Mapping[str, Tensor] | None], list[
 
 
 def block_scorer(
-    root: nn.Module, groups: Sequence[BlockList], request: Request, source: Source | None
+    root: nn.Module,
+    groups: Sequence[BlockList],
+    request: Request,
+    source: Source | None,
+    square_sum: Callable[[Tensor], float],
 ) -> tuple[Scorer, dict[str, str]]:
     """score(lists, k, gone): scores (bundles,) of lists that are ranked together, k bundles of which are to go.
 
@@ -86,7 +95,7 @@ def block_scorer(
         counts, unscored = {group.name: group.count for group in groups}, {}
         of_list = lambda name: random_scores((counts[name],), name, request.seed)  # noqa: E731
     else:
-        squares, unscored = {group.name: squared_weights(root, group) for group in groups}, {}
+        squares, unscored = {group.name: squared_weights(root, group, square_sum) for group in groups}, {}
         of_list = squares.__getitem__
 
     def score(lists: Sequence[BlockList], k: int, gone: Mapping[str, Tensor] | None) -> list[Tensor]:
@@ -104,12 +113,12 @@ def block_scorer(
     return score, unscored
 
 
-def squared_weights(root: nn.Module, group: BlockList) -> Tensor:
+def squared_weights(root: nn.Module, group: BlockList, square_sum: Callable[[Tensor], float] = square_sum) -> Tensor:
     """Sum of squares of the weights of each block (blocks,)."""
     S_l = torch.zeros(group.count)
     for i in range(group.count):
         for parameter in (p for module in members(root, group, [i]) for p in module.parameters()):
-            S_l[i] += float(parameter.detach().float().square().sum())
+            S_l[i] += square_sum(parameter)
     return S_l
 
 

@@ -9,7 +9,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from reference.anatomy import unit_groups
-from reference.anatomy.groups import cut_units, mask_units
+from reference.anatomy.blocks import BlockList
+from reference.anatomy.groups import Group, cut_units, mask_units
 from reference.anatomy.modulation import Basis, cut_directions, mask_directions
 from reference.anatomy.skipping import cut_blocks, mask_blocks
 from reference.calibration import Calibration, Source, as_source
@@ -120,17 +121,23 @@ def _plan(
     facts = {"digest": digest(root), "request": asdict(request), "skipped": skipped, "weights": weights}
     plan = Plan.of(request.granularity, removed, **facts)
     if request.granularity in STRUCTURED:
-        groups, _ = unit_groups(root, request.granularity)
-        plan.approximate = {
-            g.name: g.approximate for g in groups if g.approximate and g.name in removed and removed[g.name].any()
-        }
-    if plan.approximate:
-        what = f"cutting {len(plan.approximate)} of {len(removed)} groups only approximates masking them: "
-        what += next(iter(plan.approximate.values()))
-        if request.exact_only:
-            raise NotPrunable(what)
-        warnings.warn(what, stacklevel=3)
+        flag_approximate(plan, unit_groups(root, request.granularity)[0], request.exact_only)
     return plan
+
+
+def flag_approximate(plan: Plan, groups: Iterable[Group | BlockList], exact_only: bool) -> None:
+    """Note in the plan which of its cuts are not exact, and warn; NotPrunable instead if they have to be."""
+    plan.approximate = {
+        g.name: g.approximate
+        for g in groups
+        if g.approximate and g.name in plan.keep and len(plan.keep[g.name]) < g.count
+    }
+    if plan.approximate:
+        what = f"cutting {len(plan.approximate)} of {len(plan.keep)} groups only approximates masking them: "
+        what += next(iter(plan.approximate.values()))
+        if exact_only:
+            raise NotPrunable(what)
+        warnings.warn(what, stacklevel=4)
 
 
 def apply(model: nn.Module | DiffusionPipeline, plan: Plan, mode: str = "cut") -> Report:
@@ -150,11 +157,11 @@ def apply(model: nn.Module | DiffusionPipeline, plan: Plan, mode: str = "cut") -
         for name, weight in plan.weights.items():
             root.get_parameter(name).data.copy_(weight)
     with recorded(root, plan, mode):
-        _carry_out(root, plan, mode)
+        carry_out(root, plan, mode)
     return make_report(root, plan, mode, before)
 
 
-def _carry_out(root: nn.Module, plan: Plan, mode: str) -> None:
+def carry_out(root: nn.Module, plan: Plan, mode: str) -> None:
     """Mask or cut what the plan removes."""
     if plan.granularity not in STRUCTURED:
         return zero_weights(root, plan)
@@ -201,10 +208,10 @@ def prune(
         if number < len(rates):
             gone = {name: current.removed(name) for name in current.keep}
         if recover is not None:
-            with stay_removed(lambda: _carry_out(root, current, "mask")):  # noqa: B023 - used within this round only
+            with stay_removed(lambda: carry_out(root, current, "mask")):  # noqa: B023 - used within this round only
                 recover(model, number)
         elif number < len(rates):
-            _carry_out(root, current, "mask")
+            carry_out(root, current, "mask")
     # What recovery changed is the model now: cut it, then hand back the plan as made for the dense one.
     current.digest = digest(root)
     current.request |= {"amount": amount, "schedule": schedule, "rounds": rounds, "recovered": recover is not None}

@@ -28,7 +28,7 @@ for what the layers make of it, and directions can be ranked without data.
 Shapes: d inputs, o outputs of a layer, n vectors, r directions that stay. Directions are rows, the highest score first.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from reference.anatomy import unit_groups
 from reference.anatomy.groups import Group
-from reference.anatomy.modulation import Basis, layers_of, shared_by
+from reference.anatomy.modulation import Basis, layers_of, pieces, shared_by
 from reference.calibration import Call, Source, see_inputs
 from reference.criteria.hessian import accumulate, full_fp32
 from reference.criteria.random import random_scores
@@ -53,11 +53,16 @@ class Moments(NamedTuple):
 
 
 def remove_directions(
-    root: nn.Module, request: Request, source: Source | None = None, gone: Mapping[str, Tensor] | None = None
+    root: nn.Module,
+    request: Request,
+    source: Source | None = None,
+    gone: Mapping[str, Tensor] | None = None,
+    gram_of: Callable[[Group], Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Tensor]]:
     """Which directions go, group -> booleans (d,); group -> why it was skipped; `plan.weights`. Else as `remove_units`.
 
-    `plan.weights` holds basis (r, d) and mean (d,), fp32, of every group that loses directions.
+    `plan.weights` holds basis (r, d) and mean (d,), fp32, of every group that loses directions. `gram_of`: G (d, d) of
+    a group whose weights are not in memory.
     """
     bases: dict[str, Basis] = {}
 
@@ -67,7 +72,7 @@ def remove_directions(
         seen = {} if source is None else moments(root, groups, source)
 
         def score(group: Group) -> Tensor:
-            bases[group.name], S_d = scored_basis(root, group, request, seen.get(group.name))
+            bases[group.name], S_d = scored_basis(root, group, request, seen.get(group.name), gram_of)
             return S_d
 
         return score, {g.name: "calibration never reached it" for g in groups if source and g.name not in seen}
@@ -131,7 +136,13 @@ def moments(root: nn.Module, groups: Sequence[Group], source: Source) -> dict[st
 
 
 @torch.no_grad()
-def scored_basis(root: nn.Module, group: Group, request: Request, seen: Moments | None) -> tuple[Basis, Tensor]:
+def scored_basis(
+    root: nn.Module,
+    group: Group,
+    request: Request,
+    seen: Moments | None,
+    gram_of: Callable[[Group], Tensor] | None = None,
+) -> tuple[Basis, Tensor]:
     """All directions (d, d) of a group with its mean, and their scores (d,) in falling order; fp32 on the CPU."""
     d = group.count
     if request.criterion == "random":
@@ -142,7 +153,7 @@ def scored_basis(root: nn.Module, group: Group, request: Request, seen: Moments 
         S_d = random_scores((d,), group.name, request.seed).sort(descending=True).values
         return Basis(B_dd, torch.zeros(d)), S_d
     layers = [root.get_submodule(name) for name in layers_of(group)]
-    G_dd = gram([layer.weight for layer in layers]).cpu()
+    G_dd = gram_of(group) if gram_of else gram([layer.weight for layer in layers]).cpu()
     if seen is None:
         B_dd, S_d = magnitude_basis(G_dd)
         return Basis(B_dd, torch.zeros(d)), S_d
@@ -154,12 +165,15 @@ def scored_basis(root: nn.Module, group: Group, request: Request, seen: Moments 
 
 
 @full_fp32()
-def gram(weights: Sequence[Tensor]) -> Tensor:
-    """G = sum_l W_l^T W_l (d, d) fp32 of the layers' weights (o, d), one after the other."""
-    G_dd = torch.zeros(weights[0].shape[1], weights[0].shape[1], device=weights[0].device)
+def gram(weights: Iterable[Tensor]) -> Tensor:
+    """G = sum_l W_l^T W_l (d, d) fp32 of the layers' weights (o, d), of which one at a time is looked at."""
+    G_dd = None
     for W_od in weights:
-        W_od = W_od.detach().float()
-        G_dd.addmm_(W_od.T, W_od)
+        if G_dd is None:
+            G_dd = torch.zeros(W_od.shape[1], W_od.shape[1], device=W_od.device)
+        for rows_pd in pieces(W_od.detach()):
+            rows_pd = rows_pd.float()
+            G_dd.addmm_(rows_pd.T, rows_pd)
     return G_dd
 
 

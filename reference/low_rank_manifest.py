@@ -1,4 +1,4 @@
-"""How `checkpoint.py` records low-rank layers: which Linears of the dense model they replace, and who shares a basis.
+"""How `manifest.py` records low-rank layers: which Linears of the dense model they replace, and who shares a basis.
 
     "low_rank": [{"layers": ["transformer_blocks.0.norm1.linear", ...], "rank": 16}, ...]
 

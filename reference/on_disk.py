@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from diffusers import ModelMixin
 from torch import nn
 
-from reference.checkpoint import PLAIN, source_of
 from reference.inspection import checked_on_meta, model_class, read_json
+from reference.manifest import MANIFEST, PLAIN, skeleton, source_of, weight_files
 from reference.models import DENOISERS
 from reference.streaming import Entry, read_header
 
@@ -36,27 +37,43 @@ def open_checkpoint(source: Path) -> Checkpoint:
         raise ValueError(f"{source} is no folder; out of core reads a local folder of diffusers: download it first")
     folders, models, shards = denoiser_folders(source), {}, []
     for component, folder in folders.items():
-        config = read_json(folder / "config.json")
-        kind = model_class("diffusers", str(config.get("_class_name")))
-        if kind is None:
-            raise ValueError(
-                f"{folder / 'config.json'} names the class {config.get('_class_name')!r}, unknown to diffusers"
-            )
-        config.pop("pruning", None)
-        files = _files(folder)
-        model = models[component] = checked_on_meta(kind, config, files)
-        model._pruning_source = source_of(str(folder.resolve()))
+        model, files = _pruned(folder) if (folder / MANIFEST).exists() else _dense(folder)
+        models[component] = model
         expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
         for file in files:
             metadata, entries = read_header(file)
             for name, shape in ((entry.name, entry.shape) for entry in entries):
                 if expected.pop(name, None) != shape:
-                    raise ValueError(f"{file}: {name} of shape {shape} is not part of {kind.__name__}, or twice there")
+                    raise ValueError(
+                        f"{file}: {name} of shape {shape} is no part of {type(model).__name__}, or twice there"
+                    )
             prefix = f"{component}." if component else ""
             shards.append(Shard(component, file, metadata, [e._replace(name=prefix + e.name) for e in entries]))
         if expected:
             raise ValueError(f"{folder}: {len(expected)} tensors are missing, e.g. {next(iter(expected))}")
     return Checkpoint(models[""] if "" in models else nn.ModuleDict(models), folders, shards)
+
+
+def _dense(folder: Path) -> tuple[ModelMixin, list[Path]]:
+    """The model that config.json describes, and its files."""
+    config = read_json(folder / "config.json")
+    kind = model_class("diffusers", str(config.get("_class_name")))
+    if kind is None:
+        raise ValueError(
+            f"{folder / 'config.json'} names the class {config.get('_class_name')!r}, unknown to diffusers"
+        )
+    files = _files(folder)
+    model = checked_on_meta(kind, config, files)
+    model._pruning_source = source_of(str(folder.resolve()))
+    return model, files
+
+
+def _pruned(folder: Path) -> tuple[ModelMixin, list[Path]]:
+    """The same of a folder that was pruned before, whose history goes on."""
+    model, manifest = skeleton(folder)
+    if manifest.get("storage") == "sparse" or manifest.get("low_rank"):
+        raise ValueError(f"{folder} is packed, or of low rank, which cannot be streamed; load it by load_pruned")
+    return model, weight_files(folder, manifest)
 
 
 def denoiser_folders(source: Path) -> dict[str, Path]:

@@ -6,6 +6,8 @@ which layers and units there are, how many go. What needs the numbers takes a pa
     N:M                          none
     weight, wider scopes         one (`bit_select.py`): counts, never the scores themselves
     neuron, head, channel        one: scores (units,) of every slice
+    block                        one: sums of squares
+    rank                         one: a matrix (d, d), d being the width of the vector that modulation layers read
     random                       none for units; for weights the numbers are drawn twice
 Then one pass writes. The result is bit for bit that of `reference.prune` on the model in the dtype of its file.
 
@@ -22,21 +24,20 @@ from pathlib import Path
 
 import psutil
 
-from reference.checkpoint import PLAIN, check_target, take_place
+from reference.checkpoint import check_target, take_place
+from reference.manifest import PLAIN, WEIGHTS
 from reference.on_disk import Checkpoint, denoiser_folders, open_checkpoint
-from reference.passes import Passes, write_whole
-from reference.request import Request, parse_n_m
-from reference.streaming import make_buffers
-
-UNIT_GRANULARITIES = ("head", "neuron", "channel")
-CRITERIA = ("magnitude", "magnitude-l1", "random")
+from reference.passes import Passes
+from reference.request import STRUCTURED, WITHOUT_DATA, Request
+from reference.units_on_disk import decide_units
+from reference.weights_on_disk import decide_weights
 
 
 def exceeds_memory(source: str | os.PathLike) -> bool:
     """Whether `source` is a local folder whose denoisers' weights are larger than the memory that is free."""
     folders = denoiser_folders(Path(source)).values() if Path(source).is_dir() else []
-    size = sum(file.stat().st_size for folder in folders for file in folder.glob(f"{PLAIN}*.safetensors"))
-    return size > psutil.virtual_memory().available
+    files = [file for folder in folders for name in (f"{PLAIN}*.safetensors", WEIGHTS) for file in folder.glob(name)]
+    return sum(file.stat().st_size for file in files) > psutil.virtual_memory().available
 
 
 def prune_out_of_core(source: str | os.PathLike, out: str | os.PathLike, request: Request) -> dict:
@@ -45,28 +46,22 @@ def prune_out_of_core(source: str | os.PathLike, out: str | os.PathLike, request
     Raises ValueError for what cannot be streamed: other folders, criteria that look at data, quantised weights.
     """
     start, source, out = time.perf_counter(), Path(source), Path(out)
-    by_units = request.granularity in UNIT_GRANULARITIES
-    if request.criterion not in CRITERIA or not (by_units or _is_weights(request)):
+    if request.criterion not in WITHOUT_DATA:
         raise ValueError(
-            f"out of core prunes weight, N:M, {', '.join(UNIT_GRANULARITIES)} by {', '.join(CRITERIA)}, not "
-            f"{request.granularity} by {request.criterion}; load the model for that"
+            f"out of core scores by {', '.join(WITHOUT_DATA)}; {request.criterion!r} looks at data and has to run the "
+            "model: load it"
         )
     check_target(out)
     checkpoint = open_checkpoint(source)
     partial = out.parent / f".{out.name}.partial"
     progress = _begin(partial, checkpoint, request)
-    largest = max(entry.end - entry.start for shard in checkpoint.shards for entry in shard.entries)
-    passes = Passes(checkpoint, request, progress, make_buffers(largest))
-    change, facts = passes.prepare_units() if by_units else passes.prepare_weights()
-    passes.write(partial, change)
+    passes = Passes(checkpoint, request, progress)
+    decision = (decide_units if request.granularity in STRUCTURED else decide_weights)(passes)
+    passes.write(partial, decision)
     _copy_rest(source, partial, set(checkpoint.folders))
     shutil.rmtree(progress)
     take_place(partial, out)
-    return facts | {"bytes_read": passes.bytes_read, "seconds": time.perf_counter() - start}
-
-
-def _is_weights(request: Request) -> bool:
-    return request.granularity == "weight" or parse_n_m(request.granularity) is not None
+    return decision.facts | {"bytes_read": passes.bytes_read, "seconds": time.perf_counter() - start}
 
 
 def _begin(partial: Path, checkpoint: Checkpoint, request: Request) -> Path:
@@ -77,7 +72,8 @@ def _begin(partial: Path, checkpoint: Checkpoint, request: Request) -> Path:
     if not (progress / "job.json").exists() or (progress / "job.json").read_text() != job:
         shutil.rmtree(partial, ignore_errors=True)
         progress.mkdir(parents=True)
-        write_whole(progress / "job.json", job)
+        (progress / "job.new").write_text(job)
+        os.replace(progress / "job.new", progress / "job.json")
     return progress
 
 

@@ -92,6 +92,12 @@ def prune_by_method(
     steps = check_method(method, amount, calibration is not None)
     if steps[0]["granularity"] == "2:4" and amount != 0.5:
         warnings.warn(f"2:4 removes half of the weights; the amount {amount:g} is ignored", stacklevel=2)
+    if method == "iterative":
+        warnings.warn(
+            "magnitude in 5 rounds without training in between ends where one round ends; reference.prune takes "
+            "`recover`, which trains after each round",
+            stacklevel=2,
+        )
     absent = []
     for keywords in list(steps) if len(steps) > 1 else []:
         try:

@@ -1,6 +1,6 @@
 """From a pruned folder and a folder of pictures to a recovered folder: what `python -m reference recover` does.
 
-    FOLDER -> fp32 weights -> `recovery.fit` on --data, removed units held at zero -> saved dtype -> OUT
+    FOLDER -> fp32 weights -> `recovery.fit` on --data, removed units held at zero -> saved dtype and storage -> OUT
 
 OUT.checkpoint.pt is written on the way and removed when OUT is in place. Not supported: LoRA, FSDP and DeepSpeed (every
 process holds the whole denoiser, its gradients and two moments in fp32, 16 bytes a parameter, and the dense one).
@@ -19,10 +19,11 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from reference.checkpoint import MANIFEST, check_target, load_pruned, save_pruned
+from reference.checkpoint import check_target, load_pruned, save_pruned
 from reference.conditioning import denoiser_of, picture_size
 from reference.iterative import stay_removed
 from reference.loaders import load_pipeline
+from reference.manifest import MANIFEST, storage_of
 from reference.pictures import Pictures, read_folder
 from reference.plans import digest
 from reference.recovery import Recipe, fit
@@ -95,7 +96,7 @@ def recover_folder(
     if accelerator.is_main_process:
         for parameter, dtype in saved.items():
             parameter.data = parameter.data.to(dtype)
-        save_pruned(pipeline.to("cpu"), out)
+        save_pruned(pipeline.to("cpu"), out, storage_of(folder))
         (out / RECORD).write_text(json.dumps(facts | record, indent=1) + "\n")
         check_point.unlink(missing_ok=True)
     accelerator.wait_for_everyone()

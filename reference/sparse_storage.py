@@ -80,15 +80,6 @@ def load_sparse(
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def packed_bytes(tensors: Mapping[str, Tensor], patterns: Mapping[str, tuple[int, int]] | None = None) -> int:
-    """Bytes that the tensors take in sparse storage, without the header; for reports."""
-    total = 0
-    for name, tensor in tensors.items():
-        _, parts = pack_tensor(tensor, (patterns or {}).get(name))
-        total += sum(p.numel() * p.element_size() for p in (parts.values() if parts else [tensor]))
-    return total
-
-
 def pack_tensor(tensor: Tensor, pattern: tuple[int, int] | None = None) -> tuple[str, dict[str, Tensor] | None]:
     """(places, {"packed", "frames"}), or ("", None) if the tensor is better stored as it is."""
     if not tensor.is_floating_point() or tensor.numel() == 0:

@@ -91,10 +91,10 @@ def byte_count(dtype: str, shape: Iterable[int]) -> int:
 
 
 def make_buffers(largest: int) -> Queue:
-    """The buffers, each for one tensor of at most `largest` bytes."""
+    """The buffers, each for one tensor of at most `largest` bytes, at addresses that are as aligned as a model's."""
     buffers: Queue = Queue()
     for _ in range(BUFFERS):
-        buffers.put(np.empty(largest, np.uint8))
+        buffers.put(torch.empty(largest, dtype=torch.uint8).numpy())
     return buffers
 
 
@@ -135,11 +135,16 @@ def read_ahead(file: Path, entries: Iterable[Entry], buffers: Queue) -> Iterator
 
 
 def rewrite(
-    file: Path, entries: list[Entry], buffers: Queue, change: Callable[[Entry, Tensor], Tensor], out: int, at: int
+    file: Path,
+    entries: list[Entry],
+    buffers: Queue,
+    change: Callable[[Entry, Tensor], Tensor | None],
+    out: int,
+    at: int,
 ) -> int:
     """Every tensor of `file`, changed, written to the descriptor `out` one after another from `at` on.
 
-    `change` may work in place. Returns where the last one ended.
+    `change` may work in place; what it makes None of is left out. Returns where the last one ended.
     """
     behind: Queue = Queue()
     failed: list[BaseException] = []
@@ -161,7 +166,11 @@ def rewrite(
         for entry, part, buffer in read_ahead(file, entries, buffers):
             if failed:
                 break
-            data = change(entry, entry.of(part)).contiguous().reshape(-1).view(torch.uint8).numpy()
+            changed = change(entry, entry.of(part))
+            if changed is None:
+                buffers.put(buffer)
+                continue
+            data = changed.contiguous().reshape(-1).view(torch.uint8).numpy()
             behind.put((data, at, buffer))
             at += len(data)
     finally:

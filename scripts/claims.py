@@ -6,12 +6,10 @@ the reasons name what differs. Gains are compared, never absolute times on other
 """
 
 import re
-import uuid
 from typing import NamedTuple
 
-from reference.bench import results
-from scripts import export
-from scripts.text import NOTE, esc, link, terms
+from reference.bench import claims_table, results
+from scripts.text import esc
 
 # Dimensionless gains, and how a claim's two numbers give them. Other metrics are absolute, or are not measured here.
 GAINS = {
@@ -31,8 +29,8 @@ WORDS = {
     "not comparable": "no run of ours tests it; the reasons say what differs",
 }
 FOUNDING = "the founding note of this list"
-# What the note said of magnitude pruning of single weights: rate -> (share of the file gone, gain in speed, at least).
-FOUNDING_CLAIMS = {0.3: (0.30, 0.15), 0.5: (0.50, 0.30)}
+# What the note said of magnitude pruning of single weights: rate -> (share of the file gone, gain in speed from, to).
+FOUNDING_CLAIMS = {0.3: (0.30, 0.15, 0.25), 0.5: (0.50, 0.30, 0.40)}
 
 
 class Verdict(NamedTuple):
@@ -68,7 +66,9 @@ def achieved(run: dict, baseline: dict, metric: str) -> tuple[float, tuple[float
 
 def verdict(paper: dict, claim: dict, runs: list[dict], vocab: dict) -> Verdict:
     """What `runs` say about one claim of one paper."""
-    tests = [r for r in runs if r["config"].get("claim") == f"{paper['id']}/{claim['id']}" and r["status"] == "ok"]
+    tests = [r for r in runs if claim_of(r) == f"{paper['id']}/{claim['id']}" and r["status"] == "ok"]
+    if tests and isinstance(tests[-1]["config"]["claim"], dict):
+        return at_full_size(tests[-1])
     metric, both = claim["metric"], (claim["dense"], claim["pruned"])
     in_unit = metric in GAINS and ("%" in claim["unit"]) == metric.endswith("removed") and "fewer" not in claim["unit"]
     if tests and in_unit and both[1] is not None and (both[0] is not None or metric.endswith("removed")):
@@ -78,6 +78,25 @@ def verdict(paper: dict, claim: dict, runs: list[dict], vocab: dict) -> Verdict:
         word = judge(GAINS[metric](*both), gain, interval)
         return Verdict(word, [f"ratio measured on other hardware: {run['environment']['cpu']}"], run, gain, interval)
     return Verdict("not comparable", reasons(paper, claim, runs, vocab))
+
+
+def claim_of(run: dict) -> str | None:
+    """The claim that a run names: `<paper>/<claim>`, in the claims suite with what was printed."""
+    named = run["config"].get("claim")
+    return named["id"] if isinstance(named, dict) else named
+
+
+def at_full_size(run: dict) -> Verdict:
+    """Verdict of a run of the claims suite; its rules are in `reference/bench/claims_table.py`."""
+    word, _, rest = claims_table.judge(run).partition(",")
+    if word.startswith("not comparable"):
+        return Verdict("not comparable", [word.partition(": ")[2] + rest])
+    device = run["environment"].get("gpu", run["environment"]["cpu"])
+    told = [*filter(None, [rest.strip()]), f"at full size with random weights, on {device}"]
+    ours, interval = claims_table.measured(run)
+    if run["config"]["claim"]["measure"] == "saved_gb":
+        return Verdict(word, [f"saves {ours:.1f} GB", *told], run)
+    return Verdict(word, told, run, ours - 1, None if interval is None else (interval[0] - 1, interval[1] - 1))
 
 
 def reasons(paper: dict, claim: dict, runs: list[dict], vocab: dict) -> list[str]:
@@ -112,7 +131,7 @@ def sentence_of(found: Verdict) -> str:
 
 def measured_here(papers: list[dict], runs: list[dict]) -> dict[str, str]:
     """Facet of the list: `claim` if a run tests one of the paper's claims, `unit` if one removes the same unit."""
-    tested = {run["config"]["claim"].split("/")[0] for run in runs if "claim" in run["config"]}
+    tested = {claim.split("/")[0] for run in runs if (claim := claim_of(run))}
     return {p["id"]: "claim" if p["id"] in tested else "unit" if nearest(p, runs) else "no" for p in papers}
 
 
@@ -153,87 +172,9 @@ def founding(runs: list[dict]) -> list[tuple[str, float, Verdict]]:
         rate = run["config"].get("amount")
         if run["subject"]["entry"] != "unstructured" or rate not in FOUNDING_CLAIMS or run["status"] != "ok":
             continue
-        for metric, claimed in zip(("size", "speed-up"), FOUNDING_CLAIMS[rate], strict=True):
+        for metric, claimed in zip(("size", "speed-up"), FOUNDING_CLAIMS[rate][:2], strict=True):
             gain, interval = achieved(run, by_id[run["subject"]["baseline_run"]], metric)
             word = judge(claimed, gain, interval)
             what = f"{rate:.0%} of the weights: {'smaller file' if metric == 'size' else 'faster'}"
             rows.append((what, claimed, Verdict(word, [f"on {run['environment']['cpu']}"], run, gain, interval)))
     return rows
-
-
-def page(papers: list[dict], runs: list[dict], vocab: dict) -> str:
-    """Markdown of site/generated/claims.md."""
-    judged = [(p, c, verdict(p, c, runs, vocab)) for p in papers for c in p.get("claims", [])]
-    first = founding(runs)
-    counts = {word: sum(v.word == word for *_, v in judged) + sum(v.word == word for *_, v in first) for word in WORDS}
-    lines = [
-        "---\nhide: [toc]\n---",
-        "",
-        f"<!-- {NOTE.format(source='papers.yaml and results/')} -->",
-        "",
-        "# Claimed against measured",
-        "",
-        f"All {len(judged)} numbers that the papers of the catalogue print, and the {len(first)} that "
-        f"{FOUNDING} gave, each with what our runs say. A run tests a claim only if it names it; *not comparable* is "
-        "the default, and says what differs. Ratios may be judged on other hardware and say so; absolute times never. "
-        "[Verdicts as a feed](data/verdicts.xml).",
-        "",
-        "| Verdict | Means | Claims |",
-        "|---|---|---:|",
-        *(f"| {word} | {meaning} | {counts[word]} |" for word, meaning in WORDS.items()),
-        "",
-        "## Judged",
-        "",
-        "| Who | What | Claimed gain | Measured gain (95 %) | Verdict | Run |",
-        "|---|---|---:|---:|---|---|",
-    ]
-    for what, claimed, v in first:
-        lines.append(_judged_row(FOUNDING.capitalize(), what, claimed, v))
-    for p, c, v in judged:
-        if v.run is not None:
-            claimed = GAINS[c["metric"]](c["dense"], c["pruned"])
-            who = f"[{esc(p['title'])}](papers/{p['id']}.md)"
-            lines.append(_judged_row(who, f"{esc(c['metric'])}: {esc(c['setting'])}", claimed, v))
-    lines += ["", "## Not comparable", "", "| Paper | Metric | Setting | Dense | Pruned | Printed in | Why not |"]
-    lines += ["|---|---|---|---:|---:|---|---|"]
-    for p, c, v in judged:
-        if v.run is None:
-            numbers = ["-" if n is None else f"{n} {esc(c['unit'])}" for n in (c["dense"], c["pruned"])]
-            who = f"[{esc(p['title'].split(':')[0])}](papers/{p['id']}.md)"
-            cells = [who, terms(vocab, "metric", [c["metric"]]), esc(c["setting"]), *numbers]
-            cells += [link(c["where"], c["evidence"]), esc("; ".join(v.reasons))]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _judged_row(who: str, what: str, claimed: float, v: Verdict) -> str:
-    spread = f" ({v.interval[0]:+.0%} to {v.interval[1]:+.0%})" if v.interval else ""
-    return (
-        f"| {who} | {what} | {claimed:+.0%} | {v.measured:+.0%}{spread} | **{v.word}**, {esc('; '.join(v.reasons))} | "
-        f"[{v.run['run_id']}](results.md#runs) |"
-    )
-
-
-def feed(papers: list[dict], runs: list[dict], vocab: dict, site: str) -> str:
-    """verdicts.xml: every verdict that a run gave, the newest first, as Atom."""
-    given = [(f"founding/{what}", f"{FOUNDING}, {what}", claimed, v) for what, claimed, v in founding(runs)]
-    for p in papers:
-        for c in p.get("claims", []):
-            v = verdict(p, c, runs, vocab)
-            if v.run is not None:
-                claimed = GAINS[c["metric"]](c["dense"], c["pruned"])
-                given.append((f"{p['id']}/{c['id']}", f"{p['title']}, {c['metric']}", claimed, v))
-    given.sort(key=lambda item: item[3].run["created"], reverse=True)
-    items = [
-        {
-            "id": uuid.uuid5(uuid.NAMESPACE_URL, f"{export.FEEDS['verdicts.xml']}/{key}/{v.run['run_id']}").urn,
-            "title": f"{v.word.capitalize()}: {what}",
-            "url": f"{site}/generated/claims.html",
-            "authors": [],
-            "date": v.run["created"],
-            "tags": [v.word],
-            "summary": f"Claimed {claimed:+.0%}, measured {v.measured:+.0%} in run {v.run['run_id']}.",
-        }
-        for key, what, claimed, v in given
-    ]
-    return export.atom_feed(items, site, f"{export.NAME}: claimed against measured", "verdicts.xml")

@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-import altair as alt
-import vl_convert
 import yaml
 
 from reference.bench import criteria_table, results
 from reference.bench.device import ROOT
-from scripts import palette
+from scripts import charts, claims, figures_quality, figures_speed
+from scripts.figures import shown as chart_or_command
 from scripts.pictures import grid as pictures_of
+from scripts.runs import Row
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
 COVERAGE = ROOT / "reference" / "anatomy" / "coverage.json"
@@ -21,7 +21,8 @@ CREDIT = (
     "carry the same licence."
 )
 SHOWN_PROMPTS = 10
-LEFT_COLUMNS = ("entry", "asked", "units removed", "parameters removed", "file", "MACs left", "nominal")
+STORED_COLUMNS = ("file", "packed file", "memory")
+LEFT_COLUMNS = ("entry", "asked", "units removed", "parameters removed", *STORED_COLUMNS, "MACs left", "nominal")
 GAINS = ("nominal", "realised, 1 picture", "realised, 16 pictures")
 COSTS = ("prediction error", "PSNR, dB", "recovery")
 GAIN_COLUMNS = ("entry", "asked", *GAINS, *COSTS)
@@ -82,7 +83,7 @@ def readme_block() -> str:
     )
 
 
-def site_page(repo_url: str = "") -> str:
+def site_page(rows: list[Row]) -> str:
     """Markdown of site/generated/results.md."""
     runs = published()
     if not runs:
@@ -90,7 +91,7 @@ def site_page(repo_url: str = "") -> str:
     provenance = ["| Run | Entry | Result file | Commit | Seconds |", "|---|---|---|---|---|"]
     for run in runs:
         path = run["path"].relative_to(ROOT).as_posix()
-        shown = f"[{path}]({repo_url}/blob/main/{path})" if repo_url else f"`{path}`"
+        shown = f'<a href="runs/{run["run_id"]}.json">{path}</a>'
         commit = (run["code"]["commit"] or "none")[:10] + (" with uncommitted changes" if run["code"]["dirty"] else "")
         provenance.append(
             f"| {run['run_id']} | {results.label(run)} {results.percent(run['config'].get('amount'))} | {shown} | "
@@ -106,22 +107,27 @@ def site_page(repo_url: str = "") -> str:
             "<!-- Generated from results/ by `python -m scripts.render`; edits here are overwritten. -->",
             f"{machine(first)} Protocol `{first['protocol']['id']}`; {versions}. Repeat it with `make bench` "
             f"(`{command}`). Read [method and limits](../method.md) first.",
+            "## Fidelity against speed",
+            chart_or_command(figures_speed.pareto(rows), "Fidelity against speed", "make bench"),
             "## What is left\n\n" + table(runs, LEFT_COLUMNS),
+            "File: the weights as any program reads them. Packed file: the same from `save_pruned(..., "
+            'storage="sparse")`, which leaves zeros out and loads only by `load_pruned`. Memory: what the weights take '
+            "once the packed file is loaded. Each against the dense model's.",
             "## What it buys and what it costs\n\n" + table(runs, GAIN_COLUMNS),
             "## What it says\n\n" + reading(runs),
-            "## Pictures\n\nThe same noise and the same prompt in every column.\n\n"
+            "## Pictures\n\nThe same noise and the same prompt in every column; one by one in the "
+            "[image lab](lab.md).\n\n"
             "![Dense and pruned pictures from the same noise and prompt](../pictures/embedded-grid.png)\n\n" + CREDIT,
-            "## Fidelity against speed\n\n![Fidelity against realised speed-up](../pictures/embedded-chart.svg)\n\n"
-            "Bars are 95 % bootstrap intervals, over pictures (vertical) and over timed turns (horizontal). "
-            "The table above holds the same numbers.",
-            "## Runs\n\n" + "\n".join(provenance),
+            "## Runs\n\nWith all other suites, sortable and side by side: [all runs](runs.md).\n\n"
+            + "\n".join(provenance),
             *filter(None, [third_party(other_machines())]),
+            charts.loaders("results"),
             "",
         ]
     )
 
 
-def criteria_page() -> str:
+def criteria_page(shown: list[Row]) -> str:
     """Markdown of site/generated/criteria.md: every criterion at one rate a granularity, and whether orders hold."""
     runs = published("engine")
     if not runs:
@@ -139,10 +145,12 @@ def criteria_page() -> str:
             f"dense model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration "
             f"did not see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense "
             "model; at 1 the error is as large as what is to be predicted. Intervals: 95 % bootstraps over pictures.",
+            chart_or_command(figures_quality.criteria(shown), "Criteria", "python -m reference.bench --suite engine"),
             "\n".join("| " + " | ".join(row) + " |" for row in rows),
             "## Do the orders that papers report hold here?",
             "\n".join(f"- {sentence}" for sentence in orders(runs)),
             peer_checks(),
+            charts.loaders("criteria"),
             "",
         ]
     )
@@ -262,19 +270,24 @@ def table(runs: list[dict], columns: tuple[str, ...]) -> str:
 def reading(runs: list[dict]) -> str:
     """What holds of the founding note's claims about 30 % and 50 % of the weights, computed from the runs."""
     dense = next(r for r in runs if r["subject"]["is_baseline"])
-    claims = {0.3: ("30 %", "15-25 %"), 0.5: ("50 %", "30-40 %")}
-    lines = [
-        '**What holds of the founding claim** ("30 % pruning: 30 % smaller, 15-25 % faster; 50 %: 50 % smaller, '
-        '30-40 % faster") for magnitude pruning of single weights:',
-    ]
+    said = {
+        rate: (f"{100 * size:.0f} %", f"{100 * low:.0f}-{100 * high:.0f} %")
+        for rate, (size, low, high) in claims.FOUNDING_CLAIMS.items()
+    }
+    quoted = "; ".join(
+        f"{100 * rate:.0f} %{' pruning' * (not n)}: {size} smaller, {speed} faster"
+        for n, (rate, (size, speed)) in enumerate(said.items())
+    )
+    lines = [f'**What holds of the founding claim** ("{quoted}") for magnitude pruning of single weights:']
     for run in runs:
         amount = run["config"].get("amount")
-        if run["subject"]["entry"] != "unstructured" or amount not in claims or run["status"] != "ok":
+        if run["subject"]["entry"] != "unstructured" or amount not in said or run["status"] != "ok":
             continue
-        smaller, faster = claims[amount]
+        smaller, faster = said[amount]
         now, was = run["achieved"], dense["achieved"]
         stored = 1 - now["bytes"] / was["bytes"]
         deflated = 1 - now["bytes_deflated"] / was["bytes_deflated"]
+        packed = f"; packed: {1 - now['bytes_sparse'] / was['bytes']:.1%}" if "bytes_sparse" in now else ""
         times = "; ".join(
             f"{s['pictures']} picture{'s' if s['pictures'] > 1 else ''} a batch: {s['dense']['median']:.1f} "
             f"({s['dense']['p10']:.1f}-{s['dense']['p90']:.1f}) -> {s['pruned']['median']:.1f} "
@@ -283,7 +296,7 @@ def reading(runs: list[dict]) -> str:
         )
         lines.append(
             f"At **{amount:.0%}**: claimed {smaller} smaller, measured {stored:.1%} smaller (after zip: "
-            f"{deflated:.1%}); claimed {faster} faster, measured median (p10-p90) {times}."
+            f"{deflated:.1%}{packed}); claimed {faster} faster, measured median (p10-p90) {times}."
         )
     lines += [
         "The reason: a mask stores its zeros and multiplies by them. A dense file has the same shape, a dense kernel "
@@ -293,45 +306,12 @@ def reading(runs: list[dict]) -> str:
     return "\n\n".join(lines)
 
 
-def pictures() -> dict[Path, bytes]:
+def pictures(rows: list[Row]) -> dict[Path, bytes]:
     """Chart and grid of the published runs: path below the root -> content."""
-    runs = [r for r in published() if r["status"] == "ok"]
-    if not runs:
+    runs, chart = [r for r in published() if r["status"] == "ok"], figures_speed.pareto(rows)
+    if not chart:
         return {}
-    return {PICTURES / "embedded-chart.svg": chart(runs), PICTURES / "embedded-grid.png": grid(runs)}
-
-
-def chart(runs: list[dict]) -> bytes:
-    """Fidelity against realised speed-up at the largest batch, as SVG."""
-    rows = []
-    for run in runs:
-        if run["subject"]["is_baseline"]:
-            continue
-        speed = max(run["speed"], key=lambda s: s["pictures"])
-        psnr = next(q for q in run["quality"] if q["metric"] == "psnr")
-        rows.append(
-            {
-                "unit": run["config"]["granularity"],
-                "recovery": "with recovery" if run["achieved"]["recovery_seconds"] else "one-shot",
-                "amount": results.percent(run["config"]["amount"]),
-                "x": speed["speedup"], "x1": speed["speedup_ci95"][0], "x2": speed["speedup_ci95"][1],
-                "y": psnr["value"], "y1": psnr["ci95"][0], "y2": psnr["ci95"][1],
-            }
-        )  # fmt: skip
-    units = list(dict.fromkeys(row["unit"] for row in rows))
-    scale = alt.Scale(domain=units, range=[palette.colour(unit) for unit in units])
-    colour = alt.Color("unit:N", title="unit removed", scale=scale)
-    x = alt.X("x:Q", title="realised speed-up over dense, 16 pictures a batch", scale=alt.Scale(zero=False))
-    y = alt.Y("y:Q", title="PSNR to the dense picture, dB", scale=alt.Scale(zero=False))
-    base = alt.Chart(alt.Data(values=rows))
-    layers = [
-        base.mark_rule(opacity=0.5).encode(x=x, y=alt.Y("y1:Q", title=""), y2="y2:Q", color=colour),
-        base.mark_rule(opacity=0.5).encode(x=alt.X("x1:Q", title=""), x2="x2:Q", y=y, color=colour),
-        base.mark_point(size=90, filled=True).encode(x=x, y=y, color=colour, shape=alt.Shape("recovery:N", title="")),
-        base.mark_text(dx=9, dy=-8, align="left", fontSize=11).encode(x=x, y=y, text="amount:N", color=colour),
-    ]
-    spec = alt.layer(*layers).properties(width=620, height=340, background="white")
-    return vl_convert.vegalite_to_svg(spec.to_json()).encode()
+    return {PICTURES / "embedded-chart.svg": charts.standalone(chart), PICTURES / "embedded-grid.png": grid(runs)}
 
 
 def grid(runs: list[dict]) -> bytes:

@@ -1,23 +1,26 @@
 """Strips of pictures, one a run, as one grid with names."""
 
 import io
+import textwrap
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-SCALE, GAP, LEFT, TOP = 2, 6, 190, 24
+SCALE, GAP, LEFT, TOP, LINE, WIDTH = 2, 6, 190, 24, 12, 13
 
 
 def grid(strips: list[tuple[str, Path]], prompts: list[str]) -> bytes:
     """(label, file with square pictures side by side) a row, as PNG; the first pictures are those of `prompts`."""
     side = Image.open(strips[0][1]).height
     size = side * SCALE
-    canvas = Image.new("RGB", (LEFT + len(prompts) * (size + GAP), TOP + len(strips) * (size + GAP)), "white")
+    names = [textwrap.fill(prompt, WIDTH, break_long_words=False) for prompt in prompts]
+    top = TOP + LINE * max(name.count("\n") for name in names)
+    canvas = Image.new("RGB", (LEFT + len(prompts) * (size + GAP), top + len(strips) * (size + GAP)), "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
-    for column, prompt in enumerate(prompts):
-        pen.text((LEFT + column * (size + GAP) + size / 2, TOP / 2), prompt, "black", font, anchor="mm")
+    for column, name in enumerate(names):
+        pen.text((LEFT + column * (size + GAP) + size / 2, top / 2), name, "black", font, anchor="mm", align="center")
     for row, (label, file) in enumerate(strips):
-        y = TOP + row * (size + GAP)
+        y = top + row * (size + GAP)
         pen.text((LEFT - 10, y + size / 2), label, "black", font, anchor="rm")
         strip = Image.open(file).convert("RGB")
         for column in range(len(prompts)):

@@ -51,16 +51,15 @@ def _section(title: str, name: str, runs: list[dict], part: Callable[..., str], 
     for model, found in by_model(own).items():
         dense = dense_of(found)
         if dense is not None and len(found) > 1:
-            parts += [
-                f"### `{model}` {{ #{name}-{title.split()[0].lower()}-{model} }}",
-                part(found, dense, model, files),
-            ]
+            heading = f"### `{model}` {{ #{name}-{title.split()[0].lower()}-{model} }}"
+            guidance = f"Guidance {dense['config']['sampler']['guidance']:g}, the model's own."
+            parts += [heading, guidance, part(found, dense, model, files)]
     if not parts:
         return f"## {title}\n\nNot measured yet: `{command}`."
     config = own[0]["config"]
     head = (
-        f"{len(own)} runs of protocol `{own[0]['protocol']['id']}`: {config['sampler']['steps']} steps, guidance "
-        f"{config['sampler']['guidance']:g}, {len(config['prompts'])} prompts x {len(config['noise_seeds'])} noise "
+        f"{len(own)} runs of protocol `{own[0]['protocol']['id']}`: {config['sampler']['steps']} steps, "
+        f"{len(config['prompts'])} prompts x {len(config['noise_seeds'])} noise "
         f"seeds, {config['dtype']}, {own[0]['environment']['cpu']}. Repeat it: `{command}`."
     )
     if name == "quality-components":

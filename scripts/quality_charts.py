@@ -7,9 +7,9 @@ from scripts.quality_runs import measured, record
 
 # Okabe and Ito's palette: told apart by colour-blind readers; one colour a criterion, the same everywhere.
 COLOURS = {
-    "magnitude": "#0072B2", "random": "#999999", "taylor": "#D55E00", "obs": "#009E73", "obs-diff": "#CC79A7",
-    "wanda": "#E69F00", "output-energy": "#56B4E9", "head-gradient": "#F0E442", "diff-pruning": "#F0E442",
-    "block-influence": "#009E73", "sensitivity": "#D55E00",
+    "magnitude": "#0072B2", "magnitude global": "#000000", "random": "#999999", "taylor": "#D55E00", "obs": "#009E73",
+    "obs-diff": "#CC79A7", "wanda": "#E69F00", "output-energy": "#56B4E9", "head-gradient": "#F0E442",
+    "diff-pruning": "#F0E442", "block-influence": "#009E73", "sensitivity": "#D55E00",
 }  # fmt: skip
 # Metric, its name, and the record of the dense model that says where it tells no more.
 PANELS = (
@@ -30,17 +30,16 @@ def curves(runs: list[dict], dense: dict, series: str = "criterion") -> str:
                 place = {"series": name, "rate": run["achieved"]["unit_rate"]}
                 rows.append(place | {"y": found["value"], "low": found["ci95"][0], "high": found["ci95"][1]})
         names = list(dict.fromkeys(row["series"] for row in rows))
-        fallback = iter([*COLOURS.values()])
-        colours = [COLOURS.get(name) or next(fallback) for name in names]
+        others = iter(dict.fromkeys(COLOURS.values()))  # granularities, where they are the lines
+        colours = [COLOURS.get(name) or next(others) for name in names]
+        shape = alt.Shape("series:N", title=series, scale=alt.Scale(domain=names))
         colour = alt.Color("series:N", title=series, scale=alt.Scale(domain=names, range=colours))
         base = alt.Chart(alt.Data(values=rows))
         x = alt.X("rate:Q", title="share of units removed", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
         layers = [
             base.mark_line(opacity=0.7).encode(x=x, y=alt.Y("y:Q", title=title), color=colour),
             base.mark_rule(opacity=0.6).encode(x=x, y=alt.Y("low:Q", title=title), y2="high:Q", color=colour),
-            base.mark_point(filled=True, size=35).encode(
-                x=x, y=alt.Y("y:Q", title=title), color=colour, shape=alt.Shape("series:N", title=series)
-            ),
+            base.mark_point(filled=True, size=35).encode(x=x, y=alt.Y("y:Q", title=title), color=colour, shape=shape),
         ]
         if floor and (line := record(dense, floor)):
             values = alt.Data(values=[{"y": line["value"]}])

@@ -61,7 +61,7 @@ def grids(runs: list[dict], dense: dict, model: str, files: Files) -> str:
         near = [run for run in measured(runs) if run["artifacts"] and abs(run["config"]["amount"] - rate) < 0.045]
         near.sort(key=lambda run: (run["config"]["granularity"], run["config"]["criterion"]))
         strips = [("dense", _strip(dense))]
-        strips += [(f"{run['config']['granularity']} {_criterion(run)}", _strip(run)) for run in near]
+        strips += [(f"{run['config']['granularity']}, {_criterion(run)}", _strip(run)) for run in near]
         if len(strips) > 1:
             name = f"quality-grid-{model}-{percent(rate)[:2]}.png"
             files[FOLDER / name] = grid(strips, dense["config"]["prompts"][:GRID_WIDTH])
@@ -92,7 +92,10 @@ def measured_rates(runs: list[dict]) -> str:
         for limit in found
     ]
     measured_table = table(["component", "unit", "model", "safe", "aggressive", "founding note"], rows)
-    sentences = [f"- {c}, {claim}: **{verdict}** ({numbers})." for c, claim, verdict, numbers in founding_note(found)]
+    sentences = [
+        f"- {component}, {claim}: **{verdict}**" + (f" ({numbers})." if numbers else ".")
+        for component, claim, verdict, numbers in founding_note(found)
+    ]
     return "\n\n".join([text, measured_table, "\n".join(sentences)])
 
 

@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 
 from scripts import (
+    benchmarks,
     catalog,
     chooser,
     claims,
     evidence,
     export,
+    ledger,
     lists,
     method_runs,
     methods,
@@ -25,6 +27,7 @@ from scripts import (
     social_card,
     validate,
 )
+from scripts import runs as run_rows
 from scripts.text import NOTE, esc, link, newest_first, page_head, sentence, slug, venue_of, write
 
 VOCABULARIES = {
@@ -214,17 +217,20 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     lock = root / "links.lock.json"
     links = json.loads(lock.read_text(encoding="utf-8")) if lock.exists() else {}
     address = repo_url(root)
-    runs = evidence.published()
-    measured = claims.measured_here(papers.data, runs)
+    runs, rows = evidence.published(), run_rows.collect()
+    tests = runs + [row.run for row in rows if row.suite == "claims" and row.state == "current"]
+    judged = ledger.entries(papers.data, tests, vocab)
+    measured = claims.measured_here(papers.data, tests)
     pages = {kind: lists.page(kind, documents[kind], vocab, links, address, known, measured) for kind in catalog.FILES}
     pages |= {
-        "claims": claims.page(papers.data, runs, vocab),
+        "claims": ledger.page(judged, vocab),
         "glossary": site_glossary(vocab),
-        "results": evidence.site_page(address),
+        "results": evidence.site_page(rows),
         "coverage": evidence.coverage_page(),
-        "criteria": evidence.criteria_page(),
+        "criteria": evidence.criteria_page(rows),
     }
-    by_paper = paper_page.pages(papers, data, vocab, links, address, runs)
+    pages |= benchmarks.pages(rows, address)
+    by_paper = paper_page.pages(papers, data, vocab, links, address, tests)
     pages |= {f"papers/{key}": text for key, text in by_paper.items()}
     by_method, drawings = methods.pages(papers.data, vocab, address)
     pages |= {f"methods/{key}": text for key, text in by_method.items()}
@@ -238,7 +244,7 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
         f"{len(papers.data)} papers, {len(tools.data)} tools, {len(articles.data)} articles, each with its evidence"
     )
     drawings |= {Path("site/generated/pictures/social-card.png"): social_card.card(counts)}
-    for path, content in (evidence.pictures() | quality.build(root) | drawings).items():
+    for path, content in (evidence.pictures(rows) | quality.build(root) | drawings).items():
         write(root / path, content)
     bib = {paper["id"]: export.bib_entry(paper) for paper in papers.data}
     # A classic script: pages opened from disk may load neither JSON nor modules.
@@ -248,7 +254,10 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
         root / "site" / "generated" / "data" / "runs.js",
         chooser.script(method_runs.published(), papers.data, vocab, address),
     )
-    feed = claims.feed(papers.data, runs, vocab, export.site_url(root))
+    loaded = benchmarks.files(rows, root / "site" / "generated") | {"charts/claims.js": ledger.script(judged)}
+    for path, content in loaded.items():
+        write(root / "site" / "generated" / path, content)
+    feed = ledger.feed(judged, export.site_url(root))
     write(root / "site" / "generated" / "data" / "verdicts.xml", feed)
     return 0
 

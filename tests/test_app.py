@@ -109,7 +109,7 @@ def test_every_method_is_tested():
     assert set(METHODS) <= set(METHOD_GRANULARITIES)
 
 
-@pytest.mark.filterwarnings("ignore:2.4 removes half")
+@pytest.mark.filterwarnings("ignore:2.4 removes half", "ignore:magnitude in 5 rounds")
 @pytest.mark.parametrize("method", METHOD_GRANULARITIES)
 def test_every_method_draws(method):
     calibration = ["red heart"] if method in ("wanda", "output-energy") else None
@@ -147,6 +147,14 @@ def test_nonsense_is_refused_before_anything_is_loaded(monkeypatch):
             reference.create_pruned_pipeline("openmoji-mmdit", **keywords)
     with pytest.raises(reference.NeedsCalibration, match="method 'wanda' looks at data; give calibration"):
         reference.create_pruned_pipeline("openmoji-mmdit", method="wanda")
+
+
+def test_iterative_says_that_rounds_need_training():
+    model, at_once = tiny_mmdit(), tiny_mmdit()
+    with pytest.warns(UserWarning, match="without training in between ends where one round ends"):
+        prune_by_method(model, "iterative", 0.3)
+    prune_by_method(at_once, "magnitude", 0.3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), at_once.parameters(), strict=True))
 
 
 def test_two_four_says_that_its_rate_is_fixed():

@@ -1,5 +1,6 @@
 """The benchmark: result files that can be trusted, ratios recomputed from them, honest words for what does not pay."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -70,6 +71,9 @@ def test_counts_agree_with_arithmetic(suite):
     assert weight["macs"] == dense["macs"]
     assert weight["bytes"] / dense["bytes"] == pytest.approx(1, abs=1e-3)  # a mask saves nothing on disk
     assert weight["bytes_deflated"] < 0.75 * dense["bytes_deflated"]
+    assert weight["bytes_sparse"] < 0.45 * dense["bytes"]  # half of the weights, and what is never pruned
+    assert weight["bytes_in_memory"] == dense["bytes_in_memory"] > 2 * dense["parameters"]
+    assert head["bytes_in_memory"] < 0.9 * dense["bytes_in_memory"]
     assert weight["macs_nonzero"] < 0.6 * dense["macs"]
     assert head["unit_rate"] == pytest.approx(0.6)  # 3 of 5: half rounds up
     assert most["unit_rate"] == pytest.approx(0.8)  # min_keep: one of five stays
@@ -95,9 +99,20 @@ def test_the_table_recomputes_ratios(suite):
     weight = dict(zip(results.COLUMNS, table["unstructured (weight)", "50%"], strict=True))
     assert weight["parameters removed"] == "0.0%"
     assert weight["file"] == "1.00x"
+    assert 0.35 < float(weight["packed file"][:-1]) < 0.45
+    assert weight["memory"] == "1.00x"
     assert weight["MACs left"] == "1.00x"
     assert float(weight["nominal"][:-1]) > 1.7
     assert table["broken (expert)", "50%"][2].startswith("unknown granularity")
+
+
+def test_runs_that_measured_less_are_shown_as_such(suite):
+    """Runs of earlier days have no packed size."""
+    old = copy.deepcopy(suite[1][:2])
+    for run in old:
+        del run["achieved"]["bytes_sparse"], run["achieved"]["bytes_in_memory"]
+    row = dict(zip(results.COLUMNS, results.rows(old)[1], strict=True))
+    assert (row["file"], row["packed file"], row["memory"]) == ("1.00x", "not measured", "not measured")
 
 
 def test_phantom():

@@ -1,6 +1,7 @@
 """What the quality experiments are made of: partners, damage maps, cells; on tiny models, in seconds."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,3 +149,28 @@ def test_models_without_weights_are_left_out_unless_named(monkeypatch):
     assert {cell.model for cell in quality_cells.list_cells(protocol, None, None)} == {"openmoji-mmdit"}
     with pytest.raises(ValueError, match="no weights of 'openmoji-unet' here"):
         quality_cells.list_cells(protocol, ["openmoji-unet"], None)
+
+
+def test_only_the_component_named_is_pruned(monkeypatch):
+    """All parts of `quality-components` on a UNet: what is pruned lies in the component, and is of the rate asked."""
+    asked = {}
+    monkeypatch.setattr(quality.measure, "prune_timed", lambda pipeline, keywords, recover: asked.update(keywords))
+    protocol = yaml.safe_load((PROTOCOLS / "quality-components.yaml").read_text())
+    monkeypatch.setitem(EMBEDDED, "openmoji-unet", EMBEDDED["openmoji-mmdit"])
+    judge = SimpleNamespace(protocol=protocol, seed=0)
+    parts = {"attention": ".attn", "feed_forward": ".ff", "conv": "", "modulation": "time_emb_proj"}
+    cells = quality_cells.list_cells(protocol, ["openmoji-unet"], None)
+    for cell in {(c.keywords["component"], c.keywords["granularity"]): c for c in cells}.values():
+        component, granularity = cell.keywords["component"], cell.keywords["granularity"]
+        asked.clear()
+        unet = tiny_unet()
+        quality.prune(unet, cell, judge, {"kind": "none"})
+        report = reference.prune(unet, **asked)
+        touched = [layer.name for layer in report.layers if layer.kept < layer.units]
+        assert touched, (component, granularity)
+        assert [layer.name for layer in report.layers] == touched
+        if granularity == "weight":
+            assert all(parts[component] in name for name in touched), (component, touched)
+            convolutions = [isinstance(unet.get_submodule(name), nn.Conv2d) for name in touched]
+            assert set(convolutions) == {component == "conv"}, (component, touched)
+            assert report.unit_rate == pytest.approx(cell.keywords["amount"], abs=0.01)

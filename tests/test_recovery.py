@@ -199,13 +199,14 @@ def test_a_latent_unet_is_asked_what_its_scheduler_noises(prediction):
 def test_a_latent_unet_recovers_from_the_command_line(data, tmp_path):
     pipeline = stable_diffusion()
     reference.prune(pipeline, "neuron", 0.5)
-    reference.save_pruned(pipeline, tmp_path / "pruned")
+    reference.save_pruned(pipeline, tmp_path / "pruned", storage="sparse")
     run = [tmp_path / "pruned", "--data", data, "--steps", 30, "--batch", 8, "--learning-rate", 3e-3]
     assert recover(*run, "--accumulate", 2) == 0
     record = json.loads((tmp_path / "pruned-recovered" / "recovery.json").read_text())
     assert (record["height"], record["pictures"]) == (16, 16)
     assert record["loss_last"] < record["loss_first"]
     assert type(reference.load_pruned(tmp_path / "pruned-recovered")) is StableDiffusionPipeline
+    assert (tmp_path / "pruned-recovered" / "unet" / "sparse.safetensors").exists()  # packed as it came
 
 
 def test_flux_packs_its_latents_and_counts_time_in_thousandths(tmp_path):

@@ -33,6 +33,11 @@ PAGE_TYPES = (
     "generated/papers/obs-diff.html",
     "generated/claims.html",
     "generated/results.html",
+    "generated/speed.html",
+    "generated/curves.html",
+    "generated/criteria.html",
+    "generated/lab.html",
+    "generated/runs.html",
     "generated/glossary.html",
     "generated/methods/index.html",
     "generated/methods/obs.html",
@@ -68,9 +73,9 @@ def site(tmp_path_factory) -> Path:
     return root / "_site"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """One headless Chromium for all tests."""
+    """One headless Chromium for the tests of a file: a process may start only one at a time."""
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
         yield chromium

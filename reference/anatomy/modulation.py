@@ -42,6 +42,8 @@ SEQUENTIAL = ("adaLN_modulation", "img_mod", "txt_mod", "modulation", "context_m
 OWN_EMBEDDING = ("time_text_embed", "emb")  # a part with such a child makes a vector of its own
 TABLES = ("scale_shift_table", "modulate_table", "modulation", "to_scale_shift_gate")
 
+PIECE = 1 << 22  # weights that are in fp32 at once
+
 ALREADY = "its modulation is low-rank already; plan on the dense model"
 TABLE = "each block adds a table to one modulation vector that is made once: no block has a Linear for it"
 ALONE = "only one layer is fed by this vector: there is nothing to share a basis with"
@@ -120,10 +122,22 @@ def cut_directions(root: nn.Module, kept: Mapping[Group, Basis]) -> None:
         shared = [nn.Parameter(t.to(weight), requires_grad=weight.requires_grad) for t in (B_rd, mu_d)]
         for path in paths:
             layer = root.get_submodule(path)
-            W_od = layer.weight.float()
-            W_or = (W_od @ B_rd.to(W_od).T).to(weight)
-            b_o = None if layer.bias is None else (layer.bias.float() + W_od @ mu_d.to(W_od)).to(weight)
+            W_or = times(layer.weight, B_rd.T)
+            b_o = None if layer.bias is None else layer.bias.detach().to(weight, copy=True)
+            if b_o is not None and (mu_d.is_meta or mu_d.any()):  # else the bias keeps its bits
+                b_o = (layer.bias.float() + times(layer.weight, mu_d[:, None], torch.float32)[:, 0]).to(weight)
             put(root, path, LowRankLinear(W_or, b_o, *shared).train(layer.training))
+
+
+def times(W_od: Tensor, X_dk: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """W X (o, k), computed in fp32, in W's dtype or another; by some rows at a time: no fp32 copy of W is made."""
+    X_dk = X_dk.to(W_od.device, torch.float32)
+    return torch.cat([(rows.float() @ X_dk).to(dtype or W_od.dtype) for rows in pieces(W_od)])
+
+
+def pieces(W_od: Tensor) -> tuple[Tensor, ...]:
+    """The rows, as many at a time as hold some millions of weights."""
+    return W_od.split(max(1, PIECE // W_od.shape[1]))
 
 
 def layers_of(group: Group) -> list[str]:

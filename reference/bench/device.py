@@ -28,13 +28,14 @@ def environment(device: str = "cpu") -> dict:
 
 def gpu() -> dict:
     """The GPU's own account of itself; `cusparselt` is None where torch was built without it."""
+    import torch  # takes seconds, and the pages that show results are written without it
+
     fields = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit")
     try:
         asked = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
         answer = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.splitlines()[0].split(",")
     except (OSError, subprocess.CalledProcessError, IndexError):
         answer = ["unknown"] * len(fields)
-    import torch  # here: pages and tables that only name a device are made without it
 
     facts = {field.replace(".", "_"): value.strip() for field, value in zip(fields, answer, strict=True)}
     properties = torch.cuda.get_device_properties(0)
@@ -57,11 +58,12 @@ def cpu_name() -> str:
 
 def device_folder(device: str = "cpu") -> str:
     """Name of this machine's folder under results/<suite>/: the GPU's where that is measured, else the processor's."""
-    name = cpu_name()
     if device == "cuda":
         import torch
 
         name = torch.cuda.get_device_name(0)
+    else:
+        name = cpu_name()
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return f"cuda-{slug}" if device == "cuda" else f"cpu-{slug}-{os.cpu_count()}-cores"
 

@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import reference
 from reference.bench import metrics, timing
-from reference.checkpoint import KEPT, save_pruned
+from reference.checkpoint import STORAGES, load_pruned, save_pruned
 from reference.embedded.pipeline import EmbeddedPipeline
+from reference.manifest import KEPT
 
 
 def guided_inputs(pipeline: EmbeddedPipeline, pictures: int) -> dict[str, Tensor]:
@@ -63,12 +64,24 @@ def count(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, int]:
 
 
 def bytes_on_disk(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
-    """Size of the weight file that `save_pruned` writes, and of the same file deflated (zlib level 6)."""
-    with TemporaryDirectory() as folder:
-        save_pruned(copy.deepcopy(model).to(dtype), Path(folder) / "model")
-        (file,) = set((Path(folder) / "model").glob("*.safetensors")) - {Path(folder) / "model" / KEPT}
-        stored = file.read_bytes()
-    return {"bytes": len(stored), "bytes_deflated": len(zlib.compress(stored, 6))}
+    """Size of the weight file of `save_pruned`, of the same file deflated (zlib level 6), and of the packed one.
+
+    `bytes_in_memory`: what parameters and buffers take once the packed file is loaded.
+    """
+    stored, model = {}, copy.deepcopy(model).to(dtype)
+    with TemporaryDirectory() as scratch:
+        for storage in STORAGES:
+            folder = Path(scratch) / storage
+            save_pruned(model, folder, storage)
+            (file,) = set(folder.glob("*.safetensors")) - {folder / KEPT}
+            stored[storage] = file.read_bytes()
+        loaded = load_pruned(Path(scratch) / "sparse")
+    return {
+        "bytes": len(stored["dense"]),
+        "bytes_deflated": len(zlib.compress(stored["dense"], 6)),
+        "bytes_sparse": len(stored["sparse"]),
+        "bytes_in_memory": sum(tensor.nbytes for tensor in [*loaded.parameters(), *loaded.buffers()]),
+    }
 
 
 def prune_timed(pipeline: EmbeddedPipeline, keywords: dict, recover: Callable | None) -> dict[str, float]:

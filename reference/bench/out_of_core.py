@@ -25,7 +25,7 @@ from diffusers import FluxTransformer2DModel
 
 from reference import bit_select
 from reference.bench.device import code, environment
-from reference.checkpoint import PLAIN
+from reference.manifest import PLAIN
 from reference.on_disk import INDEX, open_checkpoint
 from reference.request import Request
 from reference.streaming import make_buffers, read_ahead, write_header

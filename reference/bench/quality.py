@@ -131,12 +131,12 @@ def run_cell(judge: Judge, subject: Subject, cell: Cell, folder: Path) -> dict:
 def prune(pipeline: EmbeddedPipeline, cell: Cell, judge: Judge, recovery: dict) -> dict[str, float]:
     """Prune in place as the cell asks; share of the units that went, and seconds."""
     asked = {name: cell.keywords[name] for name in KEYWORDS if name in cell.keywords}
-    if "component" in asked:
-        component = asked.pop("component")
-        found = [u.name for u in reference.units(pipeline, asked["granularity"]) if u.component == component]
-        if not found:
+    component = asked.pop("component", None)
+    if component and "only" not in asked:
+        units = reference.units(pipeline, asked["granularity"])
+        asked["only"] = [unit.name for unit in units if unit.component == component]
+        if not asked["only"]:
             raise reference.NotPrunable(f"{cell.model} has no units of {component} by {asked['granularity']}")
-        asked = {"only": found} | asked
     if asked:
         needs_data = asked["criterion"] not in WITHOUT_DATA
         asked |= {"calibration": _calibration(pipeline, judge.protocol) if needs_data else None, "seed": judge.seed}

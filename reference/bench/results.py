@@ -104,8 +104,8 @@ def newest(runs: Iterable[dict]) -> list[dict]:
 
 
 COLUMNS = (
-    "entry", "asked", "units removed", "parameters removed", "file", "MACs left", "nominal", "realised, 1 picture",
-    "realised, 16 pictures", "prediction error", "PSNR, dB", "recovery",
+    "entry", "asked", "units removed", "parameters removed", "file", "packed file", "memory", "MACs left", "nominal",
+    "realised, 1 picture", "realised, 16 pictures", "prediction error", "PSNR, dB", "recovery",
 )  # fmt: skip
 
 
@@ -130,6 +130,8 @@ def rows(runs: Sequence[dict]) -> list[list[str]]:
                 f"{now['unit_rate']:.0%}",
                 f"{1 - now['parameters'] / was['parameters']:.1%}",
                 f"{now['bytes'] / was['bytes']:.2f}x",
+                of_dense(now.get("bytes_sparse"), was["bytes"]),
+                of_dense(now.get("bytes_in_memory"), was.get("bytes_in_memory")),
                 f"{now['macs'] / was['macs']:.2f}x",
                 f"{nominal:.2f}x",
                 *(_speed(speed[pictures], nominal, subject["is_baseline"]) for pictures in (1, 16)),
@@ -141,6 +143,11 @@ def rows(runs: Sequence[dict]) -> list[list[str]]:
             ]
         )
     return table
+
+
+def of_dense(now: int | None, was: int | None) -> str:
+    """Bytes against those of the dense model; runs before 22 November 2026 did not measure all of them."""
+    return "not measured" if now is None or was is None else f"{now / was:.2f}x"
 
 
 def label(run: dict) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 18  # weights
+PIECE = 1 << 22
 
 
 def weight_scores(W: Tensor) -> Tensor:
@@ -32,6 +33,11 @@ def unit_scores(slices: Iterable[tuple[Tensor, int]], count: int, p: int = 2) ->
         sums = _sums(tensor.detach(), dim, p)
         S_u = S_u.to(sums.device) + sums.reshape(count, -1).sum(1)
     return S_u
+
+
+def square_sum(W: Tensor) -> float:
+    """Sum of squares of all weights, in pieces, so that no fp32 copy of a whole layer is made."""
+    return sum(float(piece.float().square().sum()) for piece in W.detach().reshape(-1).split(PIECE))
 
 
 def _sums(tensor: Tensor, dim: int, p: int) -> Tensor:

@@ -29,13 +29,6 @@ from torch import Tensor
 from reference.criteria.hessian import DAMPING, cholesky, full_fp32
 
 
-@full_fp32()
-def unit_errors(W_oi: Tensor, H_ii: Tensor, width: int, damping: float = DAMPING) -> Tensor:
-    """err_u (u,) in fp32, units of E ||error||^2: what each unit costs alone, after compensation."""
-    L_ii, dead_i = cholesky(H_ii.to(W_oi.device), damping)
-    return _errors(W_oi.detach().float().masked_fill(dead_i, 0), torch.cholesky_inverse(L_ii), width)
-
-
 def fuse_ranks(scores_su: Sequence[Tensor]) -> Tensor:
     """One score (u,) from the scores of several streams; the lowest is the unit that all streams spare best."""
     fused_u = torch.zeros(len(scores_su[0]), dtype=torch.float64)
@@ -73,7 +66,7 @@ def prune_units(
     while left:
         c = 1 if width > 1 else min(left, max(64, min(b, 1024)))
         remaining = (~removed_u).nonzero().flatten()
-        errors = [_errors(*pair, width).cpu()[remaining] for pair in zip(new, inverses, strict=True)]
+        errors = [unit_errors(*pair, width).cpu()[remaining] for pair in zip(new, inverses, strict=True)]
         units_c = remaining[fuse_ranks(errors).argsort(stable=True)[:c]]
         columns_p = (units_c[:, None] * width + torch.arange(width)).flatten()
         for W_oi, inverse_ii in zip(new, inverses, strict=True):
@@ -87,8 +80,11 @@ def prune_units(
     return removed_u, [W_new.to(W_oi.dtype) + 0.0 for W_new, (W_oi, _) in zip(new, layers, strict=True)]
 
 
-def _errors(W_oi: Tensor, inverse_ii: Tensor, width: int) -> Tensor:
-    """tr(W_u B_u^-1 W_u^T) of every unit, (u,), through the Cholesky factors of the blocks B_u."""
+def unit_errors(W_oi: Tensor, inverse_ii: Tensor, width: int) -> Tensor:
+    """err_u = tr(W_u B_u^-1 W_u^T) (u,), units of E ||error||^2: what each unit costs alone, after compensation.
+
+    `inverse_ii`: H^-1. Through the Cholesky factors of its blocks B_u.
+    """
     blocks_uww = inverse_ii.unflatten(0, (-1, width)).unflatten(2, (-1, width)).diagonal(dim1=0, dim2=2).movedim(-1, 0)
     W_uwo = W_oi.T.unflatten(0, (-1, width))
     return torch.linalg.solve_triangular(torch.linalg.cholesky(blocks_uww), W_uwo, upper=False).square().sum((1, 2))

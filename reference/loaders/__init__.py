@@ -15,13 +15,14 @@ from diffusers import AutoModel, DiffusionPipeline, ModelMixin
 from diffusers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from diffusers.quantizers.base import DiffusersQuantizer
 
-from reference.checkpoint import MANIFEST, load_pruned
+from reference.checkpoint import load_pruned
 from reference.embedded import EMBEDDED, load_embedded
 from reference.embedded.pipeline import EmbeddedPipeline
 from reference.loaders import single_file
 from reference.loaders.hub import hub_file, hub_folder
 from reference.loaders.single_file import one_line
 from reference.loaders.svdquant import is_svdquant, load_svdquant
+from reference.manifest import MANIFEST
 from reference.models import DENOISERS, denoisers_of
 from reference.quantised import dequantise
 

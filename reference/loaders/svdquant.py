@@ -8,6 +8,7 @@ differ from nunchaku's.
 import json
 import re
 from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -136,6 +137,8 @@ def _empty_model(
         held = sum(block.startswith(kind) for block in blocks)
         if config.get(key) != held:
             raise ValueError(f"{file} holds {held} {kind[:-1]}, its config says {config.get(key)}")
+    # Their class has entries of its own, about which diffusers would tell the user to verify the config.
+    config = {key: value for key, value in config.items() if key in signature(FluxTransformer2DModel).parameters}
     with one_line(f"{file}: a FluxTransformer2DModel with its config"), init_empty_weights(include_buffers=False):
         return FluxTransformer2DModel.from_config(config)
 

@@ -1,0 +1,90 @@
+"""The pages of measurements that are more than one suite's table, and the files that charts and tables load."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts import charts, evidence, figures_quality, figures_speed, lab, run_table
+from scripts.figures import shown
+from scripts.runs import Row
+from scripts.text import NOTE
+
+QUALITY = ".venv/bin/python -m reference.bench --suite quality --protocol {} --resume --budget-s 3600"
+GPU = "# on a machine with an NVIDIA GPU\n    .venv/bin/python -m reference.bench --suite {} --resume --budget-s 540"
+
+
+def pages(rows: Sequence[Row], repo: str) -> dict[str, str]:
+    """Name of a page in site/generated/ -> Markdown."""
+    strips = lab.page(lab.strips(rows), evidence.CREDIT)
+    return {"speed": speed_page(rows), "curves": curves_page(rows), "runs": run_table.page(rows, repo), "lab": strips}
+
+
+def drawn(rows: Sequence[Row]) -> dict[str, list[charts.Chart]]:
+    """The charts of each page, those without runs left out."""
+    found = {
+        "results": [figures_speed.pareto(rows)],
+        "speed": [figures_speed.nominal(rows), figures_speed.shapes(rows)],
+        "curves": [
+            *(figures_quality.curves(rows, protocol) for protocol in ("quality", "embedded")),
+            *(figures_quality.damage(rows, protocol) for protocol in ("quality-layers", "quality-steps")),
+        ],
+        "criteria": [figures_quality.criteria(rows)],
+    }
+    return {page: [chart for chart in of_page if chart] for page, of_page in found.items()}
+
+
+def files(rows: Sequence[Row], folder: Path) -> dict[str, str | bytes]:
+    """What pages load, below `folder` (site/generated): specifications, Vega, the fields of all runs, result files."""
+    vega = folder / "charts" / "vega.js"
+    found = {f"charts/{page}.js": charts.script(of_page) for page, of_page in drawn(rows).items()}
+    found["charts/vega.js"] = charts.bundle(vega.read_text(encoding="utf-8") if vega.exists() else "")
+    found["data/run-fields.js"] = run_table.fields_script(rows)
+    return found | run_table.files(rows) | lab.files(lab.strips(rows))
+
+
+def speed_page(rows: Sequence[Row]) -> str:
+    """Markdown of site/generated/speed.md: what the clock gives of what counting operations promises."""
+    gpu = [row for row in rows if row.suite in ("latency", "kernels")]
+    return _page(
+        "speed",
+        "Nominal against realised",
+        "Counting multiply-accumulates promises a speed-up; the clock decides. A mask promises much and delivers "
+        "nothing on dense hardware; units that leave the shapes deliver most of what they promise. How times are "
+        "taken: [how it is measured](../benchmarks.md).",
+        shown(figures_speed.nominal(rows), "Nominal against realised", "make bench"),
+        ""
+        if gpu
+        else charts.missing(
+            "Full-size models on a GPU", GPU.format("latency"), "Only the embedded model on a CPU was timed so far."
+        ),
+        "## 2:4 products\n\nWhere a packed 2:4 product is faster than the dense one depends on its shape and on how "
+        "many rows its input has.",
+        shown(figures_speed.shapes(rows), "2:4 products by shape", GPU.format("kernels"), "No GPU was at hand yet."),
+    )
+
+
+def curves_page(rows: Sequence[Row]) -> str:
+    """Markdown of site/generated/curves.md: how quality falls with the rate."""
+    return _page(
+        "curves",
+        "Rate curves and damage maps",
+        "How far the pictures move when more is removed: for each granularity and criterion, the same noise and "
+        "prompts as the dense model. What follows from them, with tables of components, recovery and composition: "
+        "[quality against rate](quality.md).",
+        "## Every granularity and criterion",
+        shown(figures_quality.curves(rows, "quality"), "Rate curves of the quality suite", QUALITY.format("quality")),
+        "## The embedded suite",
+        shown(figures_quality.curves(rows, "embedded"), "Rate curves", "make bench"),
+        "## Where it hurts, and when",
+        *(
+            shown(figures_quality.damage(rows, protocol), title, QUALITY.format(protocol))
+            for protocol, title in (
+                ("quality-layers", "Damage map of layers"),
+                ("quality-steps", "Damage map of steps"),
+            )
+        ),
+    )
+
+
+def _page(name: str, title: str, *parts: str) -> str:
+    head = f"---\nhide: [toc]\n---\n\n<!-- {NOTE.format(source='results/')} -->\n\n# {title}"
+    return "\n\n".join([head, *filter(None, parts), charts.loaders(name), ""])
