@@ -1,5 +1,6 @@
 """A page for every paper: facts, claims beside what we measured, evidence with dates, related entries, BibTeX."""
 
+import html
 import json
 from collections import Counter, defaultdict
 from math import log
@@ -67,8 +68,9 @@ def head(paper: dict, vocab: dict) -> list[str]:
     }
     listed = [f"- **{label}:** {terms(vocab, name, values, UP)}" for label, (name, values) in facts.items()]
     methods = links_of(paper, UP)
+    about = html.escape(" ".join(paper["summary"].split()))  # the theme puts it into an attribute as it is
     return [
-        f"---\nhide: [navigation, toc]\ndescription: {json.dumps(' '.join(paper['summary'].split()))}\n---",
+        f"---\nhide: [navigation, toc]\ndescription: {json.dumps(about)}\n---",
         "",
         f"# {esc(paper['title'])}",
         "",

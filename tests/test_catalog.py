@@ -10,6 +10,7 @@ from pathlib import Path
 import markdown
 import pytest
 import yaml
+from mkdocs.utils import meta
 
 from reference.bench import results
 from scripts import catalog, evidence, render, validate
@@ -771,8 +772,11 @@ def test_hostile_text_stays_text(root, text):
 
     shown = "".join(c for c in " ".join(padded[:40].split()) if c not in "\x02\x03\u202e").rstrip()
     for name in pages:
-        after = (root / f"site/generated/{name}.md").read_text(encoding="utf-8")
-        was, now = (markdown.markdown(page, extensions=EXTENSIONS) for page in (before[name], after))
+        (was, _), (now, head) = map(
+            meta.get_data, (before[name], (root / f"site/generated/{name}.md").read_text(encoding="utf-8"))
+        )
+        assert not re.search('[<>"]', head.get("description", ""))  # the theme does not escape it
+        was, now = (markdown.markdown(page, extensions=EXTENSIONS) for page in (was, now))
         assert shape_of(now) == shape_of(was)
         assert Page(now).shown.count(shown) >= (1 if name == "claims" else 3)
     readme = (root / "README.md").read_text(encoding="utf-8")
