@@ -71,6 +71,15 @@ def test_a_killed_suite_resumes_with_nothing_lost_or_doubled(suite):
     assert not list(folder.rglob("*.tmp"))
 
 
+def test_pictures_are_kept_where_grids_show_them():
+    cell = lambda **keywords: quality_cells.Cell("openmoji-mmdit", "head", keywords)  # noqa: E731
+    assert [quality.is_shown(cell(amount=rate), {}) for rate in (0.3, 0.34, 0.35, 0.4, 0.5, 0.9)] == [
+        True, True, False, False, True, False,
+    ]  # fmt: skip
+    assert quality.is_shown(cell(), {})
+    assert not quality.is_shown(cell(amount=0.5), {"rules": {}})
+
+
 def test_resuming_what_is_finished_runs_nothing(suite):
     file, folder, _, after = suite
     cells = quality_cells.list_cells(PROTOCOL, None, None)

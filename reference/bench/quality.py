@@ -28,7 +28,7 @@ EXPERIMENTS = (
     "quality", "quality-components", "quality-recovery", "quality-composition", "quality-layers", "quality-steps",
 )  # fmt: skip
 KEYWORDS = ("component", "granularity", "scope", "only", "criterion", "amount", "schedule", "rounds")
-PICTURES = 10  # saved with every result
+PICTURES, SHOWN = 6, (0.3, 0.5, 0.7)  # saved with a result whose rate is near one that the grids show
 
 
 class Subject(NamedTuple):
@@ -120,7 +120,7 @@ def run_cell(judge: Judge, subject: Subject, cell: Cell, folder: Path) -> dict:
             wrong = measure.prediction_error(pruned.denoiser, subject.trajectory, protocol.get("prediction_every", 2))
             run["quality"] = [{"metric": "prediction_error"} | wrong]
         run["quality"] += [r | {"floor": subject.floor[r["metric"]]} for r in records]
-        pictures = pictures[:PICTURES]
+        pictures = pictures[:PICTURES] if is_shown(cell, protocol) else None
     except (ValueError, RuntimeError) as error:
         unsupported = isinstance(error, reference.NotPrunable)
         run |= {"status": "unsupported" if unsupported else "failed", "error": str(error), "achieved": None}
@@ -151,6 +151,12 @@ def prune(pipeline: EmbeddedPipeline, cell: Cell, judge: Judge, recovery: dict) 
         settings = {name: recovery[name] for name in ("batch", "learning_rate", "loss")}
         recover = distill(pipeline, x, names, steps, **settings, seed=judge.seed)
     return measure.prune_timed(pipeline, asked, recover)
+
+
+def is_shown(cell: Cell, protocol: dict) -> bool:
+    """Whether pictures are kept: hundreds of cells would outweigh the code, and rules look at numbers alone."""
+    amount = cell.keywords.get("amount", SHOWN[0])
+    return "rules" not in protocol and any(abs(amount - rate) < 0.045 for rate in SHOWN)
 
 
 def _calibration(pipeline: EmbeddedPipeline, protocol: dict) -> reference.Calibration:
