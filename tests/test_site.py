@@ -107,8 +107,11 @@ def _inside(url: str, site: Path) -> bool:
 
 
 def shown(page) -> list[str]:
-    """Ids of the entries that can be seen, in order."""
-    return page.eval_on_selector_all(".entries > li:not([hidden])", "items => items.map(item => item.id)")
+    """Ids of the entries of the view, in order; what stands behind "Show all" is asked for."""
+    more = page.locator(".more")
+    if more.count() and more.is_visible():
+        more.click()
+    return page.eval_on_selector_all(".entries > li", "items => items.map(item => item.id)")
 
 
 def papers() -> list[dict]:
@@ -141,8 +144,24 @@ def test_search_and_filters_show_what_the_catalogue_says(tab):
     page.locator("[name=q]").fill("nothing has these words")
     assert shown(page) == []
     page.get_by_role("button", name="Clear all").click()
-    page.wait_for_function("document.querySelectorAll('.entries > li[hidden]').length === 0")
+    page.wait_for_function("document.querySelectorAll('.entries > li').length > 1")
     assert page.locator("[name=family]:checked").count() == 0
+
+
+def test_a_long_view_is_shown_in_two_steps(tab):
+    page = tab("generated/papers.html")
+    entries = page.locator(".entries > li")
+    assert entries.count() == 60
+    assert page.locator(".more").inner_text() == f"Show all {len(papers())}"
+    page.locator(".more").click()
+    assert entries.count() == len(papers())
+    assert not page.locator(".more").is_visible()
+    assert page.evaluate("document.activeElement.closest('li') === document.querySelector('.entries').children[60]")
+    page.locator("[name=granularity][value=head]").check()
+    assert entries.count() == min(60, sum("head" in paper["granularity"] for paper in papers()))
+    last = shown(tab("generated/papers.html"))[-1]
+    there = tab(f"generated/papers.html#{last}")  # a link to an entry that is far down
+    assert there.locator(f"[id='{last}']").is_visible()
 
 
 def test_state_goes_into_the_address_and_back(tab):

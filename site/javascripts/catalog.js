@@ -1,5 +1,6 @@
-/* Search, filters, order and BibTeX of a list page. Everything shown is in the page already; this script only hides and
-   reorders it. The whole state stands in the address, after the #: #q=head+pruning&granularity=head&sort=title */
+/* Search, filters, order and BibTeX of a list page. Everything shown is in the page already; this script only takes
+   entries out and puts them back: the first LIMIT of the view, and all of it when asked (a browser styles thousands of
+   entries in seconds, and hiding them is slower still). The whole state stands in the address, after the #: #q=head+pruning&granularity=head&sort=title */
 (() => {
   const root = document.querySelector(".catalogue");
   if (!root) return;
@@ -7,6 +8,9 @@
   const list = root.querySelector(".entries");
   const counter = form.querySelector("output");
   const bibtex = root.querySelector(".bibtex");
+  const LIMIT = 60;
+  const more = Object.assign(document.createElement("button"), { type: "button", className: "md-button more" });
+  list.after(more);
   const items = [...list.children].map((node, place) => ({
     node,
     place,
@@ -28,7 +32,7 @@
     claims: (a, b) => b.node.dataset.claims - a.node.dataset.claims || a.place - b.place,
   };
   let shown = items;
-  let order = "";
+  let whole = false; // all of the view, not its first LIMIT entries
 
   /** Apply the form to the list. Within a facet one of the ticked values must match, and every facet must. */
   function update() {
@@ -39,9 +43,7 @@
     for (const item of items) {
       const found = words.every((word) => item.text.includes(word));
       const failing = found ? facets.flatMap(({ name }, f) => (ticked[f].size && !item[name].some((v) => ticked[f].has(v)) ? f : [])) : [];
-      const hidden = !found || failing.length > 0;
-      if (item.node.hidden !== hidden) item.node.hidden = hidden;
-      if (!hidden) shown.push(item);
+      if (found && !failing.length) shown.push(item);
       // A value counts what ticking it would show: items that fail no other facet.
       if (found && failing.length < 2)
         facets.forEach(({ name }, f) => {
@@ -56,14 +58,20 @@
         box.parentNode.classList.toggle("none", count === 0 && !box.checked);
       }),
     );
-    if (form.sort.value !== order) {
-      order = form.sort.value;
-      list.append(...[...items].sort(orders[order]).map((item) => item.node));
-    }
-    shown.sort(orders[order]);
+    shown.sort(orders[form.sort.value]);
+    whole = false;
+    draw();
     const ticks = ticked.reduce((sum, values) => sum + values.size, 0);
     counter.textContent = `${shown.length} of ${items.length} ${root.dataset.kind}${ticks ? `, ${ticks} filter${ticks > 1 ? "s" : ""}` : ""}`;
     if (bibtex && !bibtex.hidden) showBibtex();
+  }
+
+  /** Put the view into the list. */
+  function draw() {
+    whole ||= shown.length <= LIMIT;
+    list.replaceChildren(...(whole ? shown : shown.slice(0, LIMIT)).map(({ node }) => node));
+    more.hidden = whole;
+    more.textContent = `Show all ${shown.length}`;
   }
 
   function toAddress(push) {
@@ -92,7 +100,13 @@
       if (boxes.some((box) => box.checked)) form.querySelector(".facets").open = true;
     }
     update();
-    if (plain) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
+    if (!plain) return;
+    const id = decodeURIComponent(location.hash.slice(1));
+    if (!document.getElementById(id) && shown.some(({ node }) => node.id === id)) {
+      whole = true;
+      draw();
+    }
+    document.getElementById(id)?.scrollIntoView();
   }
 
   /** The entries of the view as BibTeX. They come in a script of their own, loaded when first asked for. */
@@ -124,6 +138,12 @@
     await showBibtex();
     bibtex.querySelector("textarea").select();
   });
+  more.addEventListener("click", () => {
+    const next = shown[LIMIT];
+    whole = true;
+    draw();
+    next.node.querySelector("h2 a").focus();
+  });
   window.addEventListener("popstate", fromAddress);
 
   // Arrow keys walk from the search field through the results.
@@ -131,10 +151,10 @@
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     const item = event.target.closest(".entries > li");
     if (!step || !(item || event.target === form.q)) return;
-    const next = (item ? shown.findIndex(({ node }) => node === item) : -1) + step;
-    if (next >= shown.length || (!item && step < 0)) return;
+    const next = item ? item[step > 0 ? "nextElementSibling" : "previousElementSibling"] : step > 0 && list.firstElementChild;
+    if (!next && !(item && step < 0)) return;
     event.preventDefault();
-    (next < 0 ? form.q : shown[next].node.querySelector("h2 a")).focus();
+    (next ? next.querySelector("h2 a") : form.q).focus();
   });
 
   form.hidden = false;
