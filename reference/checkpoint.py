@@ -149,6 +149,10 @@ def _read_tensors(file: Path, expected: dict[str, tuple[int, ...]], device: str 
                     raise ValueError(f"{file}: {name} has shape {shape}, the manifest says {expected[name]}")
             # A clone lies at an aligned address, so that kernels take the path they took before saving.
             return {name: stored.get_tensor(name).clone() for name in names}
+    except MemoryError as error:
+        raise ValueError(
+            f"{file} does not fit into memory ({one_line(error)}); free some, or prune out of core"
+        ) from error
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is missing or cut short ({one_line(error)}); copy or download it again") from error
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from torch import nn
 
@@ -34,7 +34,7 @@ class Report:
     skipped: dict[str, str]
     approximate: dict[str, str]
     larger: dict[str, str]  # low-rank groups that take more parameters than the dense layers did
-    plan: Plan
+    plan: Plan = field(repr=False)
 
     @property
     def unit_rate(self) -> float:

@@ -102,16 +102,24 @@ class Handler(BaseHTTPRequestHandler):
             server.busy[host] += 1
             server.peak[host] = max(server.peak[host], server.busy[host])
             server.total_peak = max(server.total_peak, sum(server.busy.values()))
+        reply = server.reply(self.command, where)
+        time.sleep(reply.delay_s)
+        # A client that has its answer may ask again before this thread goes on: it is counted out first.
+        if not reply.drip_s:
+            self.leave(host)
         try:
-            self.play(server.reply(self.command, where))
+            self.play(reply)
         finally:
-            with server.lock:
-                server.busy[host] -= 1
+            if reply.drip_s:
+                self.leave(host)
+
+    def leave(self, host: str) -> None:
+        with self.server.lock:
+            self.server.busy[host] -= 1
 
     do_GET = do_HEAD = answer  # noqa: N815
 
     def play(self, reply: Reply) -> None:
-        time.sleep(reply.delay_s)
         if reply.raw is not None:
             self.wfile.write(reply.raw)
             self.close_connection = True
