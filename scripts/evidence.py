@@ -7,7 +7,7 @@ import yaml
 
 from reference.bench import criteria_table, results
 from reference.bench.device import ROOT
-from scripts import charts, claims, figures_quality, figures_speed
+from scripts import charts, claims, figures_compared, figures_speed
 from scripts.figures import shown as chart_or_command
 from scripts.pictures import grid as pictures_of
 from scripts.runs import Row
@@ -145,7 +145,7 @@ def criteria_page(shown: list[Row]) -> str:
             f"dense model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration "
             f"did not see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense "
             "model; at 1 the error is as large as what is to be predicted. Intervals: 95 % bootstraps over pictures.",
-            chart_or_command(figures_quality.criteria(shown), "Criteria", "python -m reference.bench --suite engine"),
+            chart_or_command(figures_compared.criteria(shown), "Criteria", "python -m reference.bench --suite engine"),
             "\n".join("| " + " | ".join(row) + " |" for row in rows),
             "## Do the orders that papers report hold here?",
             "\n".join(f"- {sentence}" for sentence in orders(runs)),

@@ -140,6 +140,19 @@ def compose(pruned: dict, partner: dict, both: dict, dense: dict) -> Composed:
     return Composed(*(float(np.sqrt(x[0])) for x in (a, b, c)), independent, aligned, verdict)
 
 
+def composed(runs: list[dict]) -> list[tuple[dict, Composed]]:
+    """Of one model's runs, the dense one first: those with both, and what is found of each."""
+    dense, own = runs[0], measured(runs)
+    alone = {run["config"]["partner"]: run for run in own if "granularity" not in run["config"]}
+    pruned = {(r["config"]["granularity"], r["config"]["amount"]): r for r in own if "partner" not in r["config"]}
+    return [
+        (run, compose(pruned[key], alone[config["partner"]], run, dense))
+        for run in own
+        if (config := run["config"]).get("partner") in alone
+        if (key := (config.get("granularity"), config.get("amount"))) in pruned
+    ]
+
+
 def _ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, float, float]:
     values = over / np.maximum(under, 1e-12)
     low, high = np.percentile(values[1:], [2.5, 97.5])

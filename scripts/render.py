@@ -230,13 +230,12 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
         "criteria": evidence.criteria_page(rows),
     }
     pages |= benchmarks.pages(rows, address)
+    measured_pages, grids = quality.pages(rows)
+    pages |= measured_pages
     by_paper = paper_page.pages(papers, data, vocab, links, address, tests)
     pages |= {f"papers/{key}": text for key, text in by_paper.items()}
     by_method, drawings = methods.pages(papers.data, vocab, address)
     pages |= {f"methods/{key}": text for key, text in by_method.items()}
-    for old in (root / "site" / "generated" / "papers").glob("*.md"):
-        if old.stem not in by_paper:  # its entry was removed or renamed
-            old.unlink()
     write(readme_path, readme)
     for name, text in pages.items():
         write(root / "site" / "generated" / f"{name}.md", text)
@@ -244,7 +243,11 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
         f"{len(papers.data)} papers, {len(tools.data)} tools, {len(articles.data)} articles, each with its evidence"
     )
     drawings |= {Path("site/generated/pictures/social-card.png"): social_card.card(counts)}
-    for path, content in (evidence.pictures(rows) | quality.build(root) | drawings).items():
+    generated = root / "site" / "generated"
+    for old in generated.rglob("*.md"):  # its entry was removed or renamed
+        if old.relative_to(generated).with_suffix("").as_posix() not in pages:
+            old.unlink()
+    for path, content in (evidence.pictures(rows) | grids | drawings).items():
         write(root / path, content)
     bib = {paper["id"]: export.bib_entry(paper) for paper in papers.data}
     # A classic script: pages opened from disk may load neither JSON nor modules.
