@@ -7,9 +7,10 @@ import yaml
 
 from reference.bench import criteria_table, results
 from reference.bench.device import ROOT
-from scripts import charts, claims, figures_compared, figures_speed
+from scripts import charts, claims, figures_compared, figures_speed, quality_parts
 from scripts.figures import shown as chart_or_command
 from scripts.pictures import grid as pictures_of
+from scripts.quality_runs import of_protocol
 from scripts.runs import Row
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
@@ -66,21 +67,21 @@ def third_party(machines: dict[str, list[dict]]) -> str:
     return "\n\n".join(parts)
 
 
-def readme_block() -> str:
+def readme_block(rows: list[Row]) -> str:
     """Markdown between the `results` markers of README.md."""
     runs = published()
     if not runs:
         return "No published run yet. Run `make bench`."
-    return "\n\n".join(
-        [
-            f"{machine(runs[0])} {len(runs)} runs.",
-            table(runs, README_COLUMNS),
-            reading(runs),
-            "![Dense and pruned pictures from the same noise and prompt](site/pictures/embedded-grid.png)",
-            "![Fidelity against realised speed-up](site/pictures/embedded-chart.svg)",
-            f"Repeat it: `make bench`. Every run is a file under `results/`. {CREDIT}",
-        ]
-    )
+    parts = [
+        f"{machine(runs[0])} {len(runs)} runs.",
+        table(runs, README_COLUMNS),
+        reading(runs),
+        quality_parts.summary(of_protocol(rows, "quality-components")),
+        "![Dense and pruned pictures from the same noise and prompt](site/pictures/embedded-grid.png)",
+        "![Fidelity against realised speed-up](site/pictures/embedded-chart.svg)",
+        f"Repeat it: `make bench`. Every run is a file under `results/`. {CREDIT}",
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def site_page(rows: list[Row]) -> str:

@@ -78,9 +78,12 @@ def _lines(
         line | {"scale": {"domain": every, "range": [kinds[i % len(kinds)] for i in range(len(every))]}}
         for kinds in (DASHES, SHAPES)
     )
+    colour = units["color"] | {"legend": None}
+    if who[0] == "unit":  # its own colour and mark tell the lines apart
+        dash, shape, colour = {"value": [1, 0]}, units["shape"], units["color"]
     x = quantity("rate", "share of the units removed", axis={"format": ".0%", "tickCount": 5}, scale={"domain": [0, 1]})
     y = quantity("y", None)
-    same = {"x": x, "color": units["color"] | {"legend": None}, "opacity": dimmed("who"), "detail": [{"field": "who"}]}
+    same = {"x": x, "color": colour, "opacity": dimmed("who"), "detail": [{"field": "who"}]}
     floor = {"type": "line", "strokeDash": [2, 3], "color": "currentColor", "opacity": 0.6}
     has_floor, floors = [{"filter": "isValid(datum.floor)"}], {"x": x, "y": y | {"field": "floor"}}
     point = {"type": "point", "filled": True, "size": 60, "cursor": "pointer"}

@@ -1,9 +1,10 @@
 """The parts of the quality pages that are no charts: each makes Markdown of one model's runs, the dense one first."""
 
+from collections import Counter
 from pathlib import Path
 
 from scripts.pictures import grid
-from scripts.quality_rules import at_most, composed, founding_note, limits
+from scripts.quality_rules import Limits, at_most, composed, founding_note, limits
 from scripts.quality_runs import measured, percent, protocol, record, shown, table
 
 GRID_RATES, GRID_WIDTH = (0.3, 0.5, 0.7), 6
@@ -45,37 +46,70 @@ def _strip(run: dict) -> Path:
 
 
 def measured_rates(runs: list[dict]) -> str:
-    """The founding note's table beside the measured one, a sentence a row."""
+    """The founding note's table beside the measured one, and a sentence on each of its claims."""
     if not (found := limits(runs)):
         return ""
+    sentences = [
+        f"- {_words(component)}, {claim}: **{verdict}**" + (f" ({numbers})." if numbers else ".")
+        for component, claim, verdict, numbers in founding_note(found)
+    ]
+    return "\n\n".join([_rule(), rates_table(found), _ended(found), "\n".join(sentences)])
+
+
+def _ended(found: list[Limits]) -> str:
+    """What ends the safe rates."""
+    ends = Counter(" and ".join(limit.ended_by) for limit in found if limit.ended_by)
+    counted = ", ".join(f"{what} in {n}" for what, n in ends.most_common())
+    return (
+        f"What was lost at the first rate that is not safe, in {ends.total()} of {len(found)} cases: {counted}. "
+        "Fidelity asks much here: these models remember their drawings, so that two pictures of one name from "
+        "different noise are near each other. Of the founding note's rates:"
+    )
+
+
+def summary(runs: list[dict]) -> str:
+    """The same for README, without the sentences."""
+    if not (found := limits(runs)):
+        return ""
+    return f"**How much of each component can go.** {_rule()}\n\n{rates_table(found)}"
+
+
+def _rule() -> str:
+    """What `safe` and `aggressive` mean, with the numbers of the protocol file."""
     rules = protocol("quality-components")["rules"]
     lost, left = -rules["safe"]["retrieval_top5_seen_change"], rules["aggressive"]["retrieval_top5_seen_left"]
-    text = (
+    return (
         "**Safe** is the highest tested rate up to which every tested one loses no more than "
         f"{100 * lost:.0f} points of retrieval (lower end of the paired interval) and stays closer to the dense "
         f"picture than other noise does; **aggressive** the highest up to which {100 * left:.0f} % of the dense "
         "model's retrieval is left (lower end). Only the named component is pruned, by magnitude. The rules were "
         "written before the first run."
     )
-    rows = [
-        [limit.component, limit.granularity, f"`{limit.model}`"]
-        + [at_most(getattr(limit, column), limit.tested) for column in ("safe", "aggressive")]
-        + [", ".join(f"{claim}" for claim in _claims(limit.component))]
-        for limit in found
-    ]
-    measured_table = table(["component", "unit", "model", "safe", "aggressive", "founding note"], rows)
-    sentences = [
-        f"- {component}, {claim}: **{verdict}**" + (f" ({numbers})." if numbers else ".")
-        for component, claim, verdict, numbers in founding_note(found)
-    ]
-    return "\n\n".join([text, measured_table, "\n".join(sentences)])
 
 
-def _claims(component: str) -> list[str]:
+def rates_table(found: list[Limits]) -> str:
+    """Component by what was removed of it: the founding note's rates, and those of every model."""
+    models = sorted({limit.model for limit in found})
+    cells = {(limit.component, limit.granularity, limit.model): limit for limit in found}
+    rows = []
+    for component, granularity in sorted({key[:2] for key in cells}):
+        row = [_words(component), granularity, _note(component)]
+        for model in models:
+            limit = cells.get((component, granularity, model))
+            columns = ("safe", "aggressive") if limit else ()
+            row.append(", ".join(at_most(getattr(limit, column), limit.tested) for column in columns) or "-")
+        rows.append(row)
+    heads = ["component", "removed", "founding note: safe, aggressive", *(f"`{m}`: safe, aggressive" for m in models)]
+    return table(heads, rows)
+
+
+def _words(component: str) -> str:
+    return component.replace("_", "-")
+
+
+def _note(component: str) -> str:
     claims = protocol("quality-components")["founding_note"].get(component, {})
-    return [f"{column} {100 * low:.0f}-{100 * high:.0f} %" for column, (low, high) in claims.items()] or [
-        "says nothing"
-    ]
+    return ", ".join(f"{100 * low:.0f}-{100 * high:.0f} %" for low, high in claims.values()) or "says nothing"
 
 
 def recovery(runs: list[dict], model: str) -> str:

@@ -195,12 +195,13 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     papers, tools, articles = (documents[name] for name in catalog.FILES)
     data = {name: document.data for name, document in documents.items()}
     known = {name: {entry["id"] for entry in document.data} for name, document in documents.items()}
+    rows = run_rows.collect()
     note = "<!-- " + NOTE + " -->"
     blocks = {
         "papers": f"{note.format(source='papers.yaml')}\n\n{readme_papers(papers.data, vocab)}",
         "tools": f"{note.format(source='tools.yaml')}\n\n{readme_tools(tools.data, vocab)}",
         "articles": f"{note.format(source='articles.yaml')}\n\n{readme_articles(articles.data, vocab)}",
-        "results": f"{note.format(source='results/')}\n\n{evidence.readme_block()}\n",
+        "results": f"{note.format(source='results/')}\n\n{evidence.readme_block(rows)}\n",
     }
     readme_path = root / "README.md"
     try:
@@ -217,7 +218,7 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     lock = root / "links.lock.json"
     links = json.loads(lock.read_text(encoding="utf-8")) if lock.exists() else {}
     address = repo_url(root)
-    runs, rows = evidence.published(), run_rows.collect()
+    runs = evidence.published()
     tests = runs + [row.run for row in rows if row.suite == "claims" and row.state == "current"]
     judged = ledger.entries(papers.data, tests, vocab)
     measured = claims.measured_here(papers.data, tests)

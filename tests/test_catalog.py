@@ -824,7 +824,7 @@ def test_runs_of_others_are_labelled_third_party(tmp_path):
     assert "**Third-party**" in section
     assert section.count("\n| ") == len(machines["embedded/gpu-of-someone"]) + 2
     assert not {tag for tag, _ in Page(markdown.markdown(section, extensions=["tables"])).tags} & {"b", "a"}
-    assert "gpu-of-someone" not in evidence.readme_block()
+    assert "gpu-of-someone" not in evidence.readme_block([])
     published = {run["path"].parent for run in evidence.published()}
     assert not {run["path"].parent for runs in evidence.other_machines().values() for run in runs} & published
     assert evidence.third_party({}) == ""

@@ -58,8 +58,9 @@ def test_safe_and_aggressive_are_the_last_rates_before_the_first_that_fails():
     (found,) = quality_rules.limits([DENSE, *curve])
     assert (found.safe, found.aggressive) == (0.3, 0.5)
     assert found.tested == [0.1, 0.3, 0.5, 0.7, 0.9]
+    assert found.ended_by == ("retrieval",)
     (found,) = quality_rules.limits([DENSE, component(0.1, 0.0, 1.0, fidelity=10.5)])  # overlaps other noise
-    assert (found.safe, found.aggressive) == (None, 0.1)
+    assert (found.safe, found.aggressive, found.ended_by) == (None, 0.1, ("fidelity",))
     assert quality_rules.at_most(found.safe, found.tested) == "below 10 %"
 
 
@@ -79,7 +80,7 @@ def test_safe_and_aggressive_are_the_last_rates_before_the_first_that_fails():
     ],
 )
 def test_a_row_of_the_founding_note_holds_or_depends(rates, verdict):
-    found = [Limits(model, "attention", g, rate, 0.9, [0.1, 0.9]) for (model, g), rate in rates.items()]
+    found = [Limits(model, "attention", g, rate, 0.9, [0.1, 0.9], ()) for (model, g), rate in rates.items()]
     rows = {(c, claim): (v, numbers) for c, claim, v, numbers in quality_rules.founding_note(found)}
     assert len(rows) == 6
     assert rows["attention", "safe 30-40 %"][0] == verdict
