@@ -46,7 +46,7 @@ def components(rows: Iterable[Row]) -> Chart | None:
             "Components, each pruned alone",
             "quality against the share of its units removed, by component.",
         ),
-        panel=lambda row: row.run["config"]["component"],
+        panel=lambda row: row.run["config"]["component"].replace("_", "-"),
         who=("unit", lambda row: row.unit),
     )
 
