@@ -288,7 +288,7 @@ def reading(runs: list[dict]) -> str:
         now, was = run["achieved"], dense["achieved"]
         stored = 1 - now["bytes"] / was["bytes"]
         deflated = 1 - now["bytes_deflated"] / was["bytes_deflated"]
-        packed = f"; packed: {1 - now['bytes_sparse'] / was['bytes']:.1%}" if "bytes_sparse" in now else ""
+        packed = f"; packed: {100 * (1 - now['bytes_sparse'] / was['bytes']):.1f} %" if "bytes_sparse" in now else ""
         times = "; ".join(
             f"{s['pictures']} picture{'s' if s['pictures'] > 1 else ''} a batch: {s['dense']['median']:.1f} "
             f"({s['dense']['p10']:.1f}-{s['dense']['p90']:.1f}) -> {s['pruned']['median']:.1f} "
@@ -296,8 +296,8 @@ def reading(runs: list[dict]) -> str:
             for s in run["speed"]
         )
         lines.append(
-            f"At **{amount:.0%}**: claimed {smaller} smaller, measured {stored:.1%} smaller (after zip: "
-            f"{deflated:.1%}{packed}); claimed {faster} faster, measured median (p10-p90) {times}."
+            f"At **{results.percent(amount)}**: claimed {smaller} smaller, measured {100 * stored:.1f} % smaller "
+            f"(after zip: {100 * deflated:.1f} %{packed}); claimed {faster} faster, measured median (p10-p90) {times}."
         )
     lines += [
         "The reason: a mask stores its zeros and multiplies by them. A dense file has the same shape, a dense kernel "
