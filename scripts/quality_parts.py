@@ -37,6 +37,33 @@ def grids(runs: list[dict], model: str, files: Files) -> str:
     return "\n\n".join(parts) or "No pictures at 30, 50 or 70 % yet."
 
 
+def best(runs: list[dict], model: str) -> str:
+    """For each granularity and rate the criterion with the lowest error, beside magnitude and chance."""
+    groups: dict[tuple[str, float], list[dict]] = {}
+    for run in measured(runs):
+        groups.setdefault((run["config"]["granularity"], run["config"]["amount"]), []).append(run)
+    rows = []
+    for granularity, amount in sorted(groups):
+        own = sorted(groups[granularity, amount], key=lambda run: record(run, "prediction_error")["value"])
+        high = record(own[0], "prediction_error")["ci95"][1]
+        near = [_criterion(run) for run in own[1:] if record(run, "prediction_error")["ci95"][0] <= high]
+        errors = {_criterion(run): value(record(run, "prediction_error"), 3) for run in own}
+        rows.append(
+            [granularity, percent(own[0]["achieved"]["unit_rate"]), _criterion(own[0]), ", ".join(near) or "none"]
+            + [value(record(own[0], metric), digits) for metric, digits in BEST.values()]
+            + [errors.get("magnitude", "-"), errors.get("random", "-")]
+        )
+    heads = ["unit", "removed", "best criterion", "intervals overlap", *BEST, "error by magnitude", "error by chance"]
+    return table(heads, rows)
+
+
+BEST = {
+    "error of the prediction": ("prediction_error", 3),
+    "PSNR, dB": ("psnr", 1),
+    "top 5, seen": ("retrieval_top5_seen", 2),
+}
+
+
 def _criterion(run: dict) -> str:
     scope = run["config"].get("scope")
     return run["config"]["criterion"] + (f" ({scope})" if scope else "")
