@@ -58,7 +58,7 @@ def criteria(rows: Iterable[Row]) -> Chart | None:
     groups = sorted({d["group"] for d in data}, key=lambda g: units["color"]["scale"]["domain"].index(g.split()[0]))
     panels = [
         {
-            "title": {"text": group, "anchor": "start", "fontSize": 12, "color": "currentColor"},
+            "title": {"text": group, "anchor": "start", "frame": "group", "fontSize": 12, "color": "currentColor"},
             "transform": [{"filter": f"datum.group == '{group}' && datum.metric == metric"}],
             "width": 420,
             "height": {"step": 17},
