@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts import charts, evidence, figures_quality, figures_speed, lab, run_table
+from scripts import charts, evidence, figures_compared, figures_speed, lab, quality, run_table
 from scripts.figures import shown
 from scripts.runs import Row
 from scripts.text import NOTE
 
-QUALITY = ".venv/bin/python -m reference.bench --suite quality --protocol {} --resume --budget-s 3600"
 GPU = "# on a machine with an NVIDIA GPU\n    .venv/bin/python -m reference.bench --suite {} --resume --budget-s 540"
 
 
 def pages(rows: Sequence[Row], repo: str) -> dict[str, str]:
     """Name of a page in site/generated/ -> Markdown."""
     strips = lab.page(lab.strips(rows), evidence.CREDIT)
-    return {"speed": speed_page(rows), "curves": curves_page(rows), "runs": run_table.page(rows, repo), "lab": strips}
+    return {"speed": speed_page(rows), "runs": run_table.page(rows, repo), "lab": strips}
 
 
 def drawn(rows: Sequence[Row]) -> dict[str, list[charts.Chart]]:
@@ -23,11 +22,8 @@ def drawn(rows: Sequence[Row]) -> dict[str, list[charts.Chart]]:
     found = {
         "results": [figures_speed.pareto(rows)],
         "speed": [figures_speed.nominal(rows), figures_speed.shapes(rows)],
-        "curves": [
-            *(figures_quality.curves(rows, protocol) for protocol in ("quality", "embedded")),
-            *(figures_quality.damage(rows, protocol) for protocol in ("quality-layers", "quality-steps")),
-        ],
-        "criteria": [figures_quality.criteria(rows)],
+        "criteria": [figures_compared.criteria(rows)],
+        **quality.drawn(rows),
     }
     return {page: [chart for chart in of_page if chart] for page, of_page in found.items()}
 
@@ -59,29 +55,6 @@ def speed_page(rows: Sequence[Row]) -> str:
         "## 2:4 products\n\nWhere a packed 2:4 product is faster than the dense one depends on its shape and on how "
         "many rows its input has.",
         shown(figures_speed.shapes(rows), "2:4 products by shape", GPU.format("kernels"), "No GPU was at hand yet."),
-    )
-
-
-def curves_page(rows: Sequence[Row]) -> str:
-    """Markdown of site/generated/curves.md: how quality falls with the rate."""
-    return _page(
-        "curves",
-        "Rate curves and damage maps",
-        "How far the pictures move when more is removed: for each granularity and criterion, the same noise and "
-        "prompts as the dense model. What follows from them, with tables of components, recovery and composition: "
-        "[quality against rate](quality.md).",
-        "## Every granularity and criterion",
-        shown(figures_quality.curves(rows, "quality"), "Rate curves of the quality suite", QUALITY.format("quality")),
-        "## The embedded suite",
-        shown(figures_quality.curves(rows, "embedded"), "Rate curves", "make bench"),
-        "## Where it hurts, and when",
-        *(
-            shown(figures_quality.damage(rows, protocol), title, QUALITY.format(protocol))
-            for protocol, title in (
-                ("quality-layers", "Damage map of layers"),
-                ("quality-steps", "Damage map of steps"),
-            )
-        ),
     )
 
 

@@ -9,9 +9,10 @@ import yaml
 
 from reference.bench import criteria_table, results
 from reference.bench.device import ROOT
-from scripts import charts, claims, figures_quality, figures_speed
+from scripts import charts, claims, figures_compared, figures_speed, quality_parts
 from scripts.figures import shown as chart_or_command
 from scripts.pictures import grid as pictures_of
+from scripts.quality_runs import of_protocol
 from scripts.runs import Row
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
@@ -68,21 +69,21 @@ def third_party(machines: dict[str, list[dict]]) -> str:
     return "\n\n".join(parts)
 
 
-def readme_block() -> str:
+def readme_block(rows: list[Row]) -> str:
     """Markdown between the `results` markers of README.md."""
     runs = published()
     if not runs:
         return "No published run yet. Run `make bench`."
-    return "\n\n".join(
-        [
-            f"{machine(runs[0])} {len(runs)} runs.",
-            table(runs, README_COLUMNS),
-            reading(runs),
-            "![Dense and pruned pictures from the same noise and prompt](site/pictures/embedded-grid.png)",
-            "![Fidelity against realised speed-up](site/pictures/embedded-chart.svg)",
-            f"Repeat it: `make bench`. Every run is a file under `results/`. {CREDIT}",
-        ]
-    )
+    parts = [
+        f"{machine(runs[0])} {len(runs)} runs.",
+        table(runs, README_COLUMNS),
+        reading(runs),
+        quality_parts.summary(of_protocol(rows, "quality-components")),
+        "![Dense and pruned pictures from the same noise and prompt](site/pictures/embedded-grid.png)",
+        "![Fidelity against realised speed-up](site/pictures/embedded-chart.svg)",
+        f"Repeat it: `make bench`. Every run is a file under `results/`. {CREDIT}",
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def site_page(rows: list[Row]) -> str:
@@ -147,7 +148,7 @@ def criteria_page(shown: list[Row]) -> str:
             f"dense model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration "
             f"did not see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense "
             "model; at 1 the error is as large as what is to be predicted. Intervals: 95 % bootstraps over pictures.",
-            chart_or_command(figures_quality.criteria(shown), "Criteria", "python -m reference.bench --suite engine"),
+            chart_or_command(figures_compared.criteria(shown), "Criteria", "python -m reference.bench --suite engine"),
             "\n".join("| " + " | ".join(row) + " |" for row in rows),
             "## Do the orders that papers report hold here?",
             "\n".join(["| Removed | Error | Expected order | Holds |", "|---|---|---|---|", *orders(runs)]),

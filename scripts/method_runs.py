@@ -13,6 +13,7 @@ from reference.bench import results
 from reference.bench.device import ROOT
 from reference.request import WITHOUT_DATA
 from scripts import quality_runs
+from scripts import runs as run_rows
 from scripts.evidence import PUBLISHED
 from scripts.palette import variable
 from scripts.text import h
@@ -40,7 +41,7 @@ def published() -> dict[str, list[dict]]:
     The quality suite has many protocols and is resumed; its own rule says which runs of the rate curves count.
     """
     devices = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
-    found = {"quality": quality_runs.of_protocol(quality_runs.read(ROOT / "results"), "quality")}
+    found = {"quality": quality_runs.of_protocol(run_rows.collect(), "quality")}
     for suite in ("engine", "embedded"):
         runs = [run for device in devices.get(suite, []) for run in results.read(ROOT / "results" / suite / device)]
         models = dict.fromkeys(run["subject"]["model"] for run in runs)

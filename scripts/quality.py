@@ -1,82 +1,126 @@
-"""The page of the quality evidence, site/generated/quality.md, with its charts and grids: `python -m scripts.quality`.
+"""The pages of the quality evidence: quality.md, recovery.md and damage.md in site/generated/, and their grids.
 
 Every number comes from a result file under results/quality/; a part without runs says so and names its command. torch
-is not needed. `python -m scripts.render` writes the same.
+is not needed.
 """
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-from scripts import catalog, quality_maps, quality_parts
+from scripts import charts, figures_compared, figures_damage, figures_quality, quality_parts
+from scripts.charts import Chart
+from scripts.figures import shown
 from scripts.quality_parts import Files
-from scripts.quality_runs import by_model, dense_of, of_protocol, protocol, read, record
-from scripts.text import NOTE, write
+from scripts.quality_runs import by_model, dense_of, of_protocol, protocol, record
+from scripts.runs import Row
+from scripts.text import NOTE
 
-PAGE = Path("site") / "generated" / "quality.md"
+COMMAND = "python -m reference.bench --suite quality --protocol {} --resume"
 CREDIT = "Drawings: [OpenMoji](https://openmoji.org), CC BY-SA 4.0; pictures by models trained on them, same licence."
+SUBJECTS = (
+    "Two small models trained on OpenMoji drawings, pruned in every way, draw from the same noise and prompts as the "
+    "dense model. Intervals are 95 % bootstraps over prompts. *Other noise* is the dense model against itself from "
+    "other noise: a picture no nearer than that is another picture. How it is measured: "
+    "[benchmarks](../benchmarks.md), [method and limits](../method.md)."
+)
 
 
-def build(root: Path = catalog.ROOT) -> Files:
-    """The page and its pictures, by path below the root."""
-    runs, files = read(root / "results"), {}
-    parts = [
-        "---\nhide: [toc]\n---",
-        "# Quality against rate",
-        f"<!-- {NOTE.format(source='results/')} -->",
-        "Two small models trained on OpenMoji drawings, pruned in every way, drawing from the same noise and prompts "
-        "as the dense model. Intervals: 95 % bootstraps over prompts. Dashed lines, and *other noise*: the dense model "
-        "against itself from other noise; below that a picture is as far from the dense one as another draw. Nothing "
-        "is trained after pruning unless a row says so. How it is measured: [benchmarks](../benchmarks.md).",
-        _section("Rate curves", "quality", runs, quality_parts.curves, files),
-        _section("Pictures", "quality", runs, quality_parts.grids, files),
-        _section("Which component stands what", "quality-components", runs, quality_parts.components, files),
-        _section("Training afterwards", "quality-recovery", runs, quality_parts.recovery, files),
-        _section("Pruning with something else", "quality-composition", runs, quality_parts.composition, files),
-        _section("Where it hurts: layers", "quality-layers", runs, quality_maps.layers, files),
-        _section("When it hurts: blocks and steps", "quality-steps", runs, quality_maps.steps, files),
-        _section("Two equal models", "quality-second-seed", runs, quality_parts.second_seed, files),
-        "## Again, with another seed\n\n" + _again(runs),
-        CREDIT,
-    ]
-    return files | {PAGE: "\n\n".join(parts) + "\n"}
+def drawn(rows: Sequence[Row]) -> dict[str, list[Chart | None]]:
+    """The charts of each page; None where no run has what one needs."""
+    return {
+        "quality": [figures_quality.components(rows), figures_quality.curves(rows)],
+        "recovery": [figures_compared.recoveries(rows), figures_compared.compositions(rows)],
+        "damage": [figures_damage.damage(rows, name) for name in ("quality-layers", "quality-steps")],
+    }
 
 
-def _section(title: str, name: str, runs: list[dict], part: Callable[..., str], files: Files) -> str:
-    """A part of the page from the runs of its protocol; `part(own, dense, model, files)` makes that of one model."""
-    own = of_protocol(runs, name)
-    command = f"python -m reference.bench --suite quality --protocol {name} --resume"
-    if name == "quality-second-seed":
-        command = "python -m reference.bench.second_seed FOLDER"
-    parts = []
-    for model, found in by_model(own).items():
-        dense = dense_of(found)
-        if dense is not None and len(found) > 1:
-            heading = f"### `{model}` {{ #{name}-{title.split()[0].lower()}-{model} }}"
-            guidance = f"Guidance {dense['config']['sampler']['guidance']:g}, the model's own."
-            parts += [heading, guidance, part(found, dense, model, files)]
-    if not parts:
-        return f"## {title}\n\nNot measured yet: `{command}`."
+def pages(rows: Sequence[Row]) -> tuple[dict[str, str], Files]:
+    """Name of a page -> Markdown; and the grids that they show, by path below the root."""
+    grids: Files = {}
+    (components, curves), (recoveries, compositions), (layers, steps) = drawn(rows).values()
+    texts = {
+        "quality": [
+            "# Quality against rate",
+            SUBJECTS + " Nothing is trained after pruning; what training buys: [recovery](recovery.md).",
+            "## Which component stands what",
+            _basis(rows, "quality-components"),
+            quality_parts.measured_rates(of_protocol(rows, "quality-components")),
+            shown(components, "Components, each pruned alone", COMMAND.format("quality-components")),
+            "## Every granularity and criterion",
+            _basis(rows, "quality"),
+            shown(curves, "Rate curves", COMMAND.format("quality")),
+            "## Pictures",
+            _models(rows, "quality", lambda runs, model: quality_parts.grids(runs, model, grids)),
+            "## Two equal models",
+            quality_parts.SECOND_SEED,
+            _models(rows, "quality-second-seed", quality_parts.second_seed),
+            "## Again, with another seed",
+            _again(rows),
+            CREDIT,
+        ],
+        "recovery": [
+            "# Recovery and composition",
+            SUBJECTS,
+            "## What training afterwards buys",
+            _basis(rows, "quality-recovery"),
+            shown(recoveries, "Recovery", COMMAND.format("quality-recovery")),
+            _models(rows, "quality-recovery", quality_parts.recovery),
+            "## Pruning with something else",
+            _basis(rows, "quality-composition"),
+            quality_parts.COMPOSITION,
+            shown(compositions, "Pruning with a partner", COMMAND.format("quality-composition")),
+            _models(rows, "quality-composition", quality_parts.composition),
+        ],
+        "damage": [
+            "# Damage maps",
+            SUBJECTS,
+            "## Where it hurts: layers",
+            _basis(rows, "quality-layers"),
+            shown(layers, "Damage map of layers", COMMAND.format("quality-layers")),
+            "## When it hurts: blocks and steps",
+            _basis(rows, "quality-steps"),
+            shown(steps, "Damage map of steps", COMMAND.format("quality-steps")),
+        ],
+    }
+    head = f"---\nhide: [toc]\n---\n\n<!-- {NOTE.format(source='results/')} -->"
+    return {
+        name: "\n\n".join([head, *filter(None, parts), charts.loaders(name), ""]) for name, parts in texts.items()
+    }, grids
+
+
+def _basis(rows: Sequence[Row], name: str) -> str:
+    """What the runs of a protocol have in common, and how to repeat them."""
+    own = of_protocol(rows, name)
+    if not own:
+        return ""
     config = own[0]["config"]
-    head = (
+    guided = ", ".join(f"{g:g}" for g in dict.fromkeys(run["config"]["sampler"]["guidance"] for run in own))
+    return (
         f"{len(own)} runs of protocol `{own[0]['protocol']['id']}`: {config['sampler']['steps']} steps, "
-        f"{len(config['prompts'])} prompts x {len(config['noise_seeds'])} noise "
-        f"seeds, {config['dtype']}, {own[0]['environment']['cpu']}. Repeat it: `{command}`."
+        f"{len(config['prompts'])} prompts x {len(config['noise_seeds'])} noise seeds, {config['dtype']}, guidance "
+        f"{guided} (each model's own), {own[0]['environment']['cpu']}. Repeat it: `{COMMAND.format(name)}`."
     )
-    if name == "quality-components":
-        parts = [quality_parts.measured_rates(own), *parts]
-    return "\n\n".join([f"## {title}", head, *parts])
 
 
-def _again(runs: list[dict]) -> str:
+def _models(rows: Sequence[Row], name: str, part: Callable[[list[dict], str], str]) -> str:
+    """A part made for each model from its runs of a protocol."""
+    parts = []
+    for model, runs in by_model(of_protocol(rows, name)).items():
+        if dense_of(runs) is not None and len(runs) > 1:
+            parts += [f"### `{model}` {{ #{name}-{model} }}", part(runs, model)]
+    command = "python -m reference.bench.second_seed FOLDER" if name == "quality-second-seed" else COMMAND.format(name)
+    return "\n\n".join(parts) or f"Not measured yet: `{command}`."
+
+
+def _again(rows: Sequence[Row]) -> str:
     """How often the numbers of another seed lie inside the intervals of the first."""
-    seeds = sorted({run["config"].get("seed", 0) for run in runs} - {0})
+    seeds = sorted({row.run["config"].get("seed") or 0 for row in rows if row.suite == "quality"} - {0})
     sentences = []
     for name in ("quality", "quality-components", "quality-recovery", "quality-composition"):
-        first = {_without_seed(run): run for run in of_protocol(runs, name)}
+        first = {_without_seed(run): run for run in of_protocol(rows, name)}
         for seed in seeds:
             inside = [
                 was["ci95"][0] <= found["value"] <= was["ci95"][1]
-                for run in of_protocol(runs, name, seed)
+                for run in of_protocol(rows, name, seed)
                 if _without_seed(run) in first
                 for found in run["quality"]
                 if (was := record(first[_without_seed(run)], found["metric"]))
@@ -86,17 +130,9 @@ def _again(runs: list[dict]) -> str:
                     f"- `{protocol(name)['id']}`, seed {seed}: {sum(inside)} of {len(inside)} values "
                     f"({100 * sum(inside) / len(inside):.0f} %) lie inside the 95 % interval of seed 0."
                 )
-    if not sentences:
-        command = "python -m reference.bench --suite quality --protocol quality --seed 1 --resume"
-        return f"Not measured yet: `{command}`."
-    return "\n".join(sentences)
+    return "\n".join(sentences) or f"Not measured yet: `{COMMAND.format('quality')} --seed 1`."
 
 
 def _without_seed(run: dict) -> str:
     config = {key: value for key, value in run["config"].items() if not key.endswith(("seed", "seeds"))}
     return repr((run["subject"]["model"], sorted(config.items(), key=repr)))
-
-
-if __name__ == "__main__":
-    for path, content in build().items():
-        write(catalog.ROOT / path, content)

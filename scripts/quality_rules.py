@@ -22,6 +22,7 @@ class Limits(NamedTuple):
     safe: float | None
     aggressive: float | None
     tested: list[float]
+    ended_by: tuple[str, ...]  # what was lost at the first rate that is not safe: `retrieval`, `fidelity`
 
 
 def limits(runs: list[dict]) -> list[Limits]:
@@ -37,10 +38,12 @@ def limits(runs: list[dict]) -> list[Limits]:
         ):
             curve = measured(own, component=component, granularity=granularity)
             curve.sort(key=lambda run: run["achieved"]["unit_rate"])
-            safe = _highest(curve, [_is_safe(run, dense, rules["safe"]) for run in curve])
+            lost = [_lost(run, dense, rules["safe"]) for run in curve]
+            safe = _highest(curve, [not what for what in lost])
             aggressive = _highest(curve, [_is_usable(run, dense, rules["aggressive"]) for run in curve])
             rates = [run["achieved"]["unit_rate"] for run in curve]
-            found.append(Limits(model, component, granularity, safe, aggressive, rates))
+            ended_by = next(filter(None, lost), ())
+            found.append(Limits(model, component, granularity, safe, aggressive, rates, ended_by))
     return found
 
 
@@ -50,12 +53,14 @@ def _highest(curve: list[dict], passed: list[bool]) -> float | None:
     return curve[count - 1]["achieved"]["unit_rate"] if count else None
 
 
-def _is_safe(run: dict, dense: dict, rule: dict) -> bool:
+def _lost(run: dict, dense: dict, rule: dict) -> tuple[str, ...]:
+    """Which parts of the rule of safe rates a run breaks."""
     kept = record(run, "retrieval_top5_seen_change")["ci95"][0] > rule["retrieval_top5_seen_change"]
-    return kept and all(
+    near = all(
         record(run, metric)["ci95"][0] > record(dense, f"{metric}_other_noise")["ci95"][1]
         for metric in rule["above_other_noise"]
     )
+    return tuple(name for name, fine in (("retrieval", kept), ("fidelity", near)) if not fine)
 
 
 def _is_usable(run: dict, dense: dict, rule: dict) -> bool:
@@ -84,7 +89,7 @@ def at_most(rate: float | None, tested: list[float]) -> str:
     """A limit in words."""
     if rate is None:
         return f"below {percent(min(tested))}"
-    return f"{percent(rate)}, the highest tested" if rate == max(tested) else percent(rate)
+    return f"{percent(rate)} or more" if rate == max(tested) else percent(rate)
 
 
 def _verdict(rate: float | None, low: float, high: float) -> str:
@@ -138,6 +143,19 @@ def compose(pruned: dict, partner: dict, both: dict, dense: dict) -> Composed:
     else:
         verdict = "interferes" if independent[1] > 1 else "composes"
     return Composed(*(float(np.sqrt(x[0])) for x in (a, b, c)), independent, aligned, verdict)
+
+
+def composed(runs: list[dict]) -> list[tuple[dict, Composed]]:
+    """Of one model's runs, the dense one first: those with both, and what is found of each."""
+    dense, own = runs[0], measured(runs)
+    alone = {run["config"]["partner"]: run for run in own if "granularity" not in run["config"]}
+    pruned = {(r["config"]["granularity"], r["config"]["amount"]): r for r in own if "partner" not in r["config"]}
+    return [
+        (run, compose(pruned[key], alone[config["partner"]], run, dense))
+        for run in own
+        if (config := run["config"]).get("partner") in alone
+        if (key := (config.get("granularity"), config.get("amount"))) in pruned
+    ]
 
 
 def _ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, float, float]:

@@ -1,14 +1,13 @@
 """Runs of the quality suite as data: which of them a page shows, and the numbers in them. No torch."""
 
-import json
-from pathlib import Path
+from collections.abc import Iterable
 
 import yaml
 
-from scripts import catalog
+from reference.bench.device import ROOT
+from scripts.runs import Row
 
-PROTOCOLS = catalog.ROOT / "reference" / "bench" / "protocols"
-WEIGHTS = catalog.ROOT / "reference" / "embedded" / "weights"
+PROTOCOLS = ROOT / "reference" / "bench" / "protocols"
 
 
 def protocol(name: str) -> dict:
@@ -16,41 +15,17 @@ def protocol(name: str) -> dict:
     return yaml.safe_load((PROTOCOLS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-def read(results: Path) -> list[dict]:
-    """All runs of the published machines, oldest first, each with the path of its file as `path`."""
-    devices = yaml.safe_load((PROTOCOLS / "published.yaml").read_text(encoding="utf-8")).get("quality", [])
-    files = [file for device in devices for file in (results / "quality" / device).glob("*.json")]
-    return sorted((json.loads(file.read_text()) | {"path": file} for file in files), key=lambda run: run["created"])
-
-
-def of_protocol(runs: list[dict], name: str, seed: int = 0) -> list[dict]:
-    """What counts of a protocol: the runs with its newest text and, of each model, its newest weights.
-
-    Of runs that ask for the same, the latest; dense models first, one for each model.
-    """
-    wanted = protocol(name)["id"]
-    own = [run for run in runs if run["protocol"]["id"] == wanted and run["config"].get("seed", 0) == seed]
-    if not own:
-        return []
-    own = [run for run in own if run["protocol"]["sha256"] == own[-1]["protocol"]["sha256"]]
-    weights = {run["subject"]["model"]: run["subject"]["weights_sha256"] for run in own}
-    own = [run for run in own if run["subject"]["weights_sha256"] == weights[run["subject"]["model"]]]
-    latest = {asked(run): run for run in own}
-    return sorted(latest.values(), key=lambda run: (run["subject"]["model"], not run["subject"]["is_baseline"]))
-
-
-# What a run's config holds besides what was asked of it.
-COMMON = ("sampler", "noise_seeds", "dtype", "storage_dtype", "prompts", "seed")
-
-
-def asked(run: dict) -> str:
-    """What tells a run from the others of its protocol."""
-    config = {name: value for name, value in run["config"].items() if name not in COMMON}
-    return json.dumps([run["subject"]["model"], run["subject"]["entry"], config], sort_keys=True)
+def of_protocol(rows: Iterable[Row], name: str, seed: int = 0) -> list[dict]:
+    """The current runs of a protocol on the device that measured it last; model by model, the dense one first."""
+    own = [row for row in rows if row.protocol == name and row.state == "current"]
+    own = [row for row in own if (row.run["config"].get("seed") or 0) == seed]
+    last = max(own, key=lambda row: row.run["created"], default=None)
+    runs = [row.run for row in own if row.device == last.device]
+    return sorted(runs, key=lambda run: (run["subject"]["model"], not run["subject"]["is_baseline"]))
 
 
 def by_model(runs: list[dict]) -> dict[str, list[dict]]:
-    """Model -> its runs, the dense one first."""
+    """Model -> its runs."""
     models = dict.fromkeys(run["subject"]["model"] for run in runs)
     return {model: [run for run in runs if run["subject"]["model"] == model] for model in models}
 

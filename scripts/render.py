@@ -198,12 +198,13 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     papers, tools, articles = (documents[name] for name in catalog.FILES)
     data = {name: document.data for name, document in documents.items()}
     known = {name: {entry["id"] for entry in document.data} for name, document in documents.items()}
+    rows = run_rows.collect()
     note = "<!-- " + NOTE + " -->"
     blocks = {
         "papers": f"{note.format(source='papers.yaml')}\n\n{readme_papers(papers.data, vocab)}",
         "tools": f"{note.format(source='tools.yaml')}\n\n{readme_tools(tools.data, vocab)}",
         "articles": f"{note.format(source='articles.yaml')}\n\n{readme_articles(articles.data, vocab)}",
-        "results": f"{note.format(source='results/')}\n\n{evidence.readme_block()}\n",
+        "results": f"{note.format(source='results/')}\n\n{evidence.readme_block(rows)}\n",
     }
     readme_path = root / "README.md"
     try:
@@ -220,7 +221,7 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     lock = root / "links.lock.json"
     links = json.loads(lock.read_text(encoding="utf-8")) if lock.exists() else {}
     address = repo_url(root)
-    runs, rows = evidence.published(), run_rows.collect()
+    runs = evidence.published()
     tests = runs + [row.run for row in rows if row.suite == "claims" and row.state == "current"]
     judged = ledger.entries(papers.data, tests, vocab)
     measured = claims.measured_here(papers.data, tests)
@@ -233,13 +234,12 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
         "criteria": evidence.criteria_page(rows),
     }
     pages |= benchmarks.pages(rows, address)
+    measured_pages, grids = quality.pages(rows)
+    pages |= measured_pages
     by_paper = paper_page.pages(papers, data, vocab, links, address, tests)
     pages |= {f"papers/{key}": text for key, text in by_paper.items()}
     by_method, drawings = methods.pages(papers.data, vocab, address)
     pages |= {f"methods/{key}": text for key, text in by_method.items()}
-    for old in (root / "site" / "generated" / "papers").glob("*.md"):
-        if old.stem not in by_paper:  # its entry was removed or renamed
-            old.unlink()
     write(readme_path, readme)
     for name, text in pages.items():
         write(root / "site" / "generated" / f"{name}.md", unbroken(text))
@@ -247,7 +247,11 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
         f"{len(papers.data)} papers, {len(tools.data)} tools, {len(articles.data)} articles, each with its evidence"
     )
     drawings |= {Path("site/generated/pictures/social-card.png"): social_card.card(counts)}
-    for path, content in (evidence.pictures(rows) | quality.build(root) | drawings).items():
+    generated = root / "site" / "generated"
+    for old in generated.rglob("*.md"):  # its entry was removed or renamed
+        if old.relative_to(generated).with_suffix("").as_posix() not in pages:
+            old.unlink()
+    for path, content in (evidence.pictures(rows) | grids | drawings).items():
         write(root / path, content)
     bib = {paper["id"]: export.bib_entry(paper) for paper in papers.data}
     # A classic script: pages opened from disk may load neither JSON nor modules.

@@ -584,13 +584,14 @@ def test_render_is_idempotent_and_check_sees_a_hand_edit(root, capsys):
     assert render.main([], root) == 0
     generated = root / "site" / "generated"
     paths = [root / "README.md", *sorted(path for path in generated.rglob("*") if path.is_file())]
-    names = ["articles", "claims", "coverage", "criteria", "curves", "glossary", "lab", "papers", "quality", "results"]
-    names += ["runs", "speed", "tools"]
+    names = ["articles", "claims", "coverage", "criteria", "damage", "glossary", "lab", "papers", "quality", "recovery"]
+    names += ["results", "runs", "speed", "tools"]
     assert sorted(path.name for path in generated.glob("*.md")) == [f"{name}.md" for name in names]
     assert sorted(path.name for path in generated.glob("papers/*")) == ["alpha-pruning.md", "beta-caching.md"]
     scripts = ["bibtex.js", "lab.js", "run-fields.js", "runs.js", "verdicts.xml"]
     assert sorted(path.name for path in generated.glob("data/*")) == scripts
-    scripts = [f"{page}.js" for page in ("claims", "criteria", "curves", "results", "speed", "vega")]
+    charted = ("claims", "criteria", "damage", "quality", "recovery", "results", "speed", "vega")
+    scripts = [f"{page}.js" for page in charted]
     assert sorted(path.name for path in generated.glob("charts/*")) == scripts
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in paths]
     assert render.main([], root) == 0
@@ -826,7 +827,7 @@ def test_runs_of_others_are_labelled_third_party(tmp_path):
     assert "**Third-party**" in section
     assert section.count("\n| ") == len(machines["embedded/gpu-of-someone"]) + 2
     assert not {tag for tag, _ in Page(markdown.markdown(section, extensions=["tables"])).tags} & {"b", "a"}
-    assert "gpu-of-someone" not in evidence.readme_block()
+    assert "gpu-of-someone" not in evidence.readme_block([])
     published = {run["path"].parent for run in evidence.published()}
     assert not {run["path"].parent for runs in evidence.other_machines().values() for run in runs} & published
     assert evidence.third_party({}) == ""

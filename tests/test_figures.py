@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import charts, figures, figures_quality, figures_speed, lab, ledger, run_table, runs
+from scripts import charts, figures, figures_damage, figures_quality, figures_speed, lab, ledger, run_table, runs
 
 COUNTS = {"parameters": 100, "macs": 1000, "macs_nonzero": 1000, "bytes": 200, "nonzero": 100}
 ENVIRONMENT = {"device": "cpu", "cpu": "a <processor>", "cores": 2, "torch": "2", "diffusers": "1", "python": "3"}
@@ -137,13 +137,14 @@ def test_rate_curves_of_the_quality_suite_are_drawn_with_all_that_was_measured()
             dense["run_id"],
             "quality",
             config={"granularity": "head", "criterion": criterion, "amount": n / 10},
+            achieved={"unit_rate": n / 10},
             quality=[quality("psnr", 30 - n - c, floor=15), quality("prediction_error", n / 10 + c)],
         )
         for c, criterion in enumerate(("taylor", "random"))
         for n in (1, 5, 9)
     ]
     rows = runs.of_device([dense, *made], "quality", "here")
-    chart = figures_quality.curves(rows, "quality")
+    chart = figures_quality.curves(rows)
     assert len(chart.table) == 2 * len(made)
     assert chart.choices["metric"][1] == ["error of the prediction", "PSNR to the dense picture, dB"]
     assert (
@@ -158,7 +159,7 @@ def test_rate_curves_of_the_quality_suite_are_drawn_with_all_that_was_measured()
     svg = charts.drawing(chart)
     assert svg.count('fill="var(--head)"') >= len(made)  # at the start one figure is shown
     assert 'role="img" aria-label="6 runs' in svg
-    assert figures_quality.curves(rows, "embedded") is None
+    assert figures_quality.components(rows) is None
 
 
 def test_damage_maps_show_every_layer_at_every_rate_and_every_block_at_every_part():
@@ -168,7 +169,7 @@ def test_damage_maps_show_every_layer_at_every_rate_and_every_block_at_every_par
 
     rates = ({"granularity": "head", "amount": n / 10} for n in (5, 2))
     layers = [cell(n, "quality-layers", c, "prediction_error_of_layer") for n, c in enumerate(rates, 1)]
-    chart = figures_quality.damage(runs.of_device(layers, "quality", "here"), "quality-layers")
+    chart = figures_damage.damage(runs.of_device(layers, "quality", "here"), "quality-layers")
     both = "20 %: 2.200 (2.100 to 2.300); 50 %: 2.100 (2.000 to 2.200)"
     assert [line[2] for line in chart.table] == ["blocks.0", "blocks.1", "blocks.2"]
     assert chart.table[2] == ("m", "head", "blocks.2", both)
@@ -176,7 +177,7 @@ def test_damage_maps_show_every_layer_at_every_rate_and_every_block_at_every_par
     assert svg.index(">20 %</text>") < svg.index(">50 %</text>")  # in the order of the rates
     assert "<path" in svg
     parts = [cell(n, "quality-steps", {"part": n}, "picture_error_of_block", steps=[4 * n, 4 * n + 3]) for n in (0, 1)]
-    chart = figures_quality.damage(runs.of_device(parts, "quality", "here"), "quality-steps")
+    chart = figures_damage.damage(runs.of_device(parts, "quality", "here"), "quality-steps")
     assert all("steps 0-3: " in line[3] and "; steps 4-7: " in line[3] for line in chart.table)
     assert chart.choices["kind"][1] == ["error of the picture"]
     assert runs.fields(runs.of_device(parts, "quality", "here")[1])["quality picture_error_of_block blocks.0 steps 4-7"]

@@ -1,15 +1,17 @@
 """The rules of the quality protocols on made-up runs, and the page that they are published on."""
 
-import json
 import subprocess
 import sys
+from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import quality, quality_rules, quality_runs
+from scripts import quality, quality_rules, quality_runs, runs
 from scripts.quality_rules import Limits
+from tests.test_figures import run as result
 
 
 def run(model="m", baseline=False, quality=(), achieved=None, **config) -> dict:
@@ -56,8 +58,9 @@ def test_safe_and_aggressive_are_the_last_rates_before_the_first_that_fails():
     (found,) = quality_rules.limits([DENSE, *curve])
     assert (found.safe, found.aggressive) == (0.3, 0.5)
     assert found.tested == [0.1, 0.3, 0.5, 0.7, 0.9]
+    assert found.ended_by == ("retrieval",)
     (found,) = quality_rules.limits([DENSE, component(0.1, 0.0, 1.0, fidelity=10.5)])  # overlaps other noise
-    assert (found.safe, found.aggressive) == (None, 0.1)
+    assert (found.safe, found.aggressive, found.ended_by) == (None, 0.1, ("fidelity",))
     assert quality_rules.at_most(found.safe, found.tested) == "below 10 %"
 
 
@@ -77,7 +80,7 @@ def test_safe_and_aggressive_are_the_last_rates_before_the_first_that_fails():
     ],
 )
 def test_a_row_of_the_founding_note_holds_or_depends(rates, verdict):
-    found = [Limits(model, "attention", g, rate, 0.9, [0.1, 0.9]) for (model, g), rate in rates.items()]
+    found = [Limits(model, "attention", g, rate, 0.9, [0.1, 0.9], ()) for (model, g), rate in rates.items()]
     rows = {(c, claim): (v, numbers) for c, claim, v, numbers in quality_rules.founding_note(found)}
     assert len(rows) == 6
     assert rows["attention", "safe 30-40 %"][0] == verdict
@@ -108,97 +111,111 @@ def test_errors_that_add_like_independent_ones_compose_and_larger_ones_do_not():
     assert quality_rules.compose(error(a), error(a), error(2 * a), dense).to_aligned[0] == pytest.approx(1)
 
 
-def test_only_the_newest_text_and_weights_of_a_protocol_count():
-    def old(created, sha, weights, amount):
-        found = run(amount=amount, granularity="weight") | {"created": created}
-        found["protocol"] = {"id": quality_runs.protocol("quality")["id"], "sha256": sha}
-        found["subject"] = found["subject"] | {"weights_sha256": weights}
-        return found
+def test_only_current_runs_of_the_device_that_measured_last_count():
+    def made(number, sha256="b", **config):
+        config = {"granularity": "weight", "amount": 0.3, **config}
+        return result(number, "unstructured", "none", "quality", sha256, config=config)
 
-    runs = [old("1", "a", "w", 0.1), old("2", "b", "v", 0.2), old("3", "b", "w", 0.3), old("4", "b", "w", 0.3)]
-    found = quality_runs.of_protocol(runs, "quality")
-    assert [run["created"] for run in found] == ["4"]
-
-
-def test_without_runs_every_part_says_so_and_names_its_command(tmp_path):
-    ((path, page),) = quality.build(tmp_path).items()
-    assert path.name == "quality.md"
-    assert page.count("Not measured yet: `python -m reference.bench") == page.count("\n## ") == 9
+    old, again, seeded, twice = made(1, "a"), made(2), made(3, seed=1), made(4)
+    rows = runs.of_device([old, again, seeded, twice], "quality", "here")
+    assert quality_runs.of_protocol(rows, "quality") == [twice]
+    assert quality_runs.of_protocol(rows, "quality", seed=1) == [seeded]
+    later = made(5, "c", amount=0.5)
+    both = rows + runs.of_device([later], "quality", "there")
+    assert quality_runs.of_protocol(both, "quality") == [later]
+    assert quality_runs.of_protocol(both, "quality-steps") == []
 
 
-def test_the_page_needs_no_torch():
-    code = "import sys, scripts.quality as q; q.build(q.Path('/nowhere')); print('torch' in sys.modules)"
+def test_without_runs_every_part_says_so_and_names_its_command():
+    pages, _ = quality.pages([])
+    assert list(pages) == ["quality", "recovery", "damage"]
+    assert [page.count("\n## ") for page in pages.values()] == [5, 2, 2]
+    for page in pages.values():
+        for part in page.split("\n## ")[1:]:
+            assert "python -m reference.bench" in part
+            assert "<svg" not in part
+
+
+def test_the_pages_need_no_torch():
+    code = "import sys, scripts.quality as q; q.pages([]); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
-def test_a_page_with_runs_shows_charts_tables_and_maps(tmp_path):
+def test_pages_with_runs_show_charts_tables_and_pictures(tmp_path):
     """Numbers made up, of the shape that the suite writes."""
-    device = tmp_path / "results" / "quality" / "cpu-amd-epyc-2-cores"
-    device.mkdir(parents=True)
-    Image.new("RGB", (32, 32)).save(device / "strip.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "strip.png")
     shared = {"dtype": "float32", "sampler": {"steps": 16, "guidance": 3.0}, "noise_seeds": [0], "prompts": ["pig"]}
     sizes = {"unit_rate": 0.5, "nonzero": 50, "macs": 10, "bytes": 100, "recovery_seconds": 60.0}
     sizes |= {"macs_per_picture": 80, "weight_bytes": 50}
-    metrics = (
-        "prediction_error",
-        "psnr",
-        "feature_cosine",
-        "retrieval_top5_seen",
-        "retrieval_top5_seen_change",
-        "ssim",
-    )
-    place = {"layer": "blocks.0", "component": "attention", "removed": 3}
+    numbers, made = count(), {}
 
-    def put(number, name, baseline, records, **config):
-        found = run("openmoji-mmdit", baseline, records, dict(sizes), **shared, **config)
-        found |= {"created": f"{number}", "protocol": {"id": quality_runs.protocol(name)["id"], "sha256": "0"}}
-        found |= {"environment": {"cpu": "C"}, "artifacts": [{"path": "strip.png"}]}
-        (device / f"{number}.json").write_text(json.dumps(found))
+    def put(name, records, **config):
+        found = result(
+            next(numbers),
+            "head" if config else "dense",
+            made[name][0]["run_id"] if config else None,
+            name,
+            name,  # in the place of the file's hash: each protocol has its own
+            config={"recovery": {"kind": "none"}, **shared, **config},
+            achieved=sizes,
+            quality=[
+                {"metric": m, "value": v, "ci95": [low, high], "n": 8, **more} for m, v, low, high, more in records
+            ],
+        )
+        found |= {"artifacts": [{"path": "strip.png"}], "path": tmp_path / "x.json"}
+        made.setdefault(name, []).append(found)
 
     floor = [(f"{m}_other_noise", 0.1, 0.05, 0.2, {}) for m in FIDELITY]
-    floor += [
-        ("picture_error_other_noise", 0.3, 0.2, 0.4, {"per_prompt": [0.3, 0.35]}),
-        ("retrieval_top5_seen", 1, 1, 1, {}),
+    floor += [("picture_error_other_noise", 0.3, 0.2, 0.4, {"per_prompt": [0.3, 0.35]})]
+    floor += [("retrieval_top5_seen", 1, 1, 1, {})]
+    names = ("prediction_error", "psnr", "feature_cosine", "retrieval_top5_seen", "retrieval_top5_seen_change", "ssim")
+    values = [(m, 0.5, 0.4, 0.6, {}) for m in names] + [("picture_error", 0.1, 0, 0, {"per_prompt": [0.1, 0.11]})]
+    by = {"granularity": "weight", "criterion": "magnitude", "amount": 0.5}
+    layers = [("prediction_error_of_layer", 0.123, 0.1, 0.2, {"layer": "blocks.0", "component": "attention"})]
+    steps = [
+        (m, 0.321, 0.3, 0.4, {"layer": "blocks.0", "steps": [0, 3]})
+        for m in ("prediction_error_of_block", "picture_error_of_block")
     ]
-    values = [(m, 0.5, 0.4, 0.6, {}) for m in metrics] + [("picture_error", 0.1, 0, 0, {"per_prompt": [0.1, 0.11]})]
-    by = {"granularity": "weight", "criterion": "magnitude"}
-    layers = [("prediction_error_of_layer", 0.123, 0.1, 0.2, place)]
-    steps = [(m, 0.321, 0.3, 0.4, {"layer": "blocks.0", "steps": [0, 3]})
-             for m in ("prediction_error_of_block", "picture_error_of_block")]  # fmt: skip
-    names = [
-        "quality",
-        "quality-components",
-        "quality-recovery",
-        "quality-composition",
-        "quality-layers",
-        "quality-steps",
-    ]
-    for number, name in enumerate(names):
-        put(10 * number, name, True, floor)
-    put(1, "quality", False, values, amount=0.5, **by)
-    put(11, "quality-components", False, values, amount=0.5, component="attention", **by)
-    put(21, "quality-recovery", False, values, amount=0.5, **by)
-    put(31, "quality-composition", False, values, amount=0.5, **by)
-    put(32, "quality-composition", False, values, partner="int8")
-    put(33, "quality-composition", False, values, partner="int8", amount=0.5, **by)
-    put(41, "quality-layers", False, layers, amount=0.5, **by)
-    put(51, "quality-steps", False, steps, part=0)
-    files = quality.build(tmp_path)
-    page = files[quality.PAGE]
-    assert page.count("Not measured yet") == 2  # second model, another seed
-    for text in (
-        "0.123 (0.100 to 0.200)",
-        "0.321 (0.300 to 0.400)",
-        "| **composes** |",
-        "attention, safe 30-40 %",
-        "0.50",
-    ):
-        assert text in page, text
-    charts = {path.name: content for path, content in files.items() if path.suffix == ".svg"}
-    assert set(charts) == {
-        "quality-components-openmoji-mmdit-attention.svg", "quality-layers-openmoji-mmdit-weight.svg",
-        "quality-steps-openmoji-mmdit-prediction.svg", "quality-steps-openmoji-mmdit-picture.svg",
-    }  # fmt: skip
-    assert all(name in page for name in charts)
-    assert all(content.startswith("<svg") for content in charts.values())
+    for name in ("", "-components", "-recovery", "-composition", "-layers", "-steps", "-second-seed"):
+        put(f"quality{name}", floor)
+    put("quality", values, **by)
+    put("quality", values, seed=1, **by)
+    put("quality-components", values, component="attention", **by)
+    put("quality-recovery", values, **by)
+    put("quality-composition", values, **by)
+    put("quality-composition", values, partner="int8")
+    put("quality-composition", values, partner="int8", **by)
+    put("quality-layers", layers, **by)
+    put("quality-steps", steps, part=0)
+    put("quality-second-seed", values, second_weights="0")
+    rows = runs.of_device([run for own in made.values() for run in own], "quality", "here")
+    pages, grids = quality.pages(rows)
+    for page in pages.values():
+        for mark in ("Not measured yet", ': not measured"'):
+            assert mark not in page, page[page.index(mark) - 300 : page.index(mark) + 60]
+    shown = {
+        "quality": (
+            "attention, safe 30-40 %",
+            '<figure class="chart" id="components"',
+            '<figure class="chart" id="curves"',
+            "seed 1: 6 of 7 values (86 %)",
+            "| psnr | 0.500 (0.400 to 0.600) |",
+            "](quality/grid-m-50.png)",
+        ),
+        "recovery": (
+            '<figure class="chart" id="recoveries"',
+            "| **composes** |",
+            '<figure class="chart" id="compositions"',
+        ),
+        "damage": ("50 %: 0.123 (0.100 to 0.200)", "steps 0-3: 0.321 (0.300 to 0.400)"),
+    }
+    for name, texts in shown.items():
+        for text in texts:
+            assert text in pages[name], text
+    assert grids[Path("site/generated/quality/grid-m-50.png")].startswith(b"\x89PNG")
+    charts = quality.drawn(rows)
+    (pair,) = charts["recovery"][1].table
+    assert pair[2:5] == ("int8", "0.149", "0.105")  # root of 0.1^2 + 0.11^2 over two prompts, as the rule takes it
+    assert [line[2] for line in charts["recovery"][0].table] == ["nothing"] * 4
+    assert charts["quality"][0].table[0][:4] == ("m", "attention", "weight", "50 %")

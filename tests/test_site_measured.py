@@ -15,7 +15,9 @@ ROWS = runs.collect()
 CHARTS = {
     "results": "pareto",
     "speed": "nominal",
-    "curves": "curves-embedded",
+    "quality": "components",
+    "recovery": "recoveries",
+    "damage": "quality-layers",
     "criteria": "criteria",
     "claims": "ledger",
 }
@@ -45,7 +47,7 @@ def test_chart_is_drawn_in_the_place_of_its_picture_with_a_table_beside_it(tab, 
     live = drawn(page, chart)
     svg = live.locator(".plot svg")
     assert svg.get_attribute("aria-label") == page.evaluate("chart => window.charts[chart].description", chart)
-    assert svg.locator(".mark-symbol path").count() > 3
+    assert svg.locator(".mark-symbol path, .mark-rect path").count() > 3
 
 
 def test_pointing_at_a_run_says_which_and_a_click_opens_its_row(tab):  # noqa: F811
