@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 from reference.bench import claims_table, results
-from scripts.text import esc
+from scripts.text import anchor, h
 
 # Dimensionless gains, and how a claim's two numbers give them. Other metrics are absolute, or are not measured here.
 GAINS = {
@@ -122,11 +122,11 @@ def _unit(run: dict) -> str | None:
 
 
 def sentence_of(found: Verdict) -> str:
-    """A verdict in one cell of a Markdown table."""
+    """A verdict in one cell of a table in HTML."""
     if found.run is None:
-        return f"not comparable: {esc('; '.join(found.reasons))}"
+        return f"not comparable: {h('; '.join(found.reasons))}"
     spread = f" ({found.interval[0]:+.0%} to {found.interval[1]:+.0%})" if found.interval else ""
-    return f"**{found.word}**: {found.measured:+.0%}{spread}; {esc('; '.join(found.reasons))}"
+    return f"<b>{found.word}</b>: {found.measured:+.0%}{spread}; {h('; '.join(found.reasons))}"
 
 
 def measured_here(papers: list[dict], runs: list[dict]) -> dict[str, str]:
@@ -149,19 +149,24 @@ def nearest(paper: dict, runs: list[dict]) -> list[dict]:
     return [run for _, run in best.values()]
 
 
-def runs_table(runs: list[dict], page: str) -> list[str]:
-    """Markdown rows of a few runs: what went, what it bought, what it cost."""
-    lines = ["| Removed | Recovery | Speed-up (95 %) | PSNR to the dense picture | Run |", "|---|---|---|---|---|"]
+RUN_HEADS = ("Removed", "Recovery", "Speed-up (95 %)", "PSNR to the dense picture", "Run")
+
+
+def run_cells(runs: list[dict], page: str) -> list[list[str]]:
+    """A few runs as rows of HTML: what went, what it bought, what it cost."""
+    rows = []
     for run in runs:
         speed = max(run["speed"], key=lambda s: s["pictures"], default=None)
         times = (
             f"{speed['speedup']:.2f}x ({speed['speedup_ci95'][0]:.2f}-{speed['speedup_ci95'][1]:.2f})" if speed else "-"
         )
         quality = results.value(next((q for q in run["quality"] if q["metric"] == "psnr"), None), 1)
-        what = f"{results.percent(run['config'].get('amount'))} of each layer's units: {run['config']['granularity']}"
+        unit = run["config"]["granularity"]
+        units = f"weights, {unit}" if ":" in unit else f"{unit}s"
+        what = f"{results.percent(run['config'].get('amount'))} of each layer's {units}"
         kind = run["config"].get("recovery", {}).get("kind", "none")
-        lines.append(f"| {what} | {kind} | {times} | {quality} dB | [{run['run_id']}]({page}#runs) |")
-    return lines
+        rows.append([h(what), h(kind), h(times), f"{h(quality)} dB", anchor(run["run_id"], f"{page}#runs")])
+    return rows
 
 
 def founding(runs: list[dict]) -> list[tuple[str, float, Verdict]]:

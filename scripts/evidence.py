@@ -1,6 +1,8 @@
 """What the published runs in results/ say: the table and pictures of README and site, each number from a run file."""
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -99,7 +101,7 @@ def site_page(rows: list[Row]) -> str:
             f"{commit} | {run['code']['wall_seconds']:.0f} |"
         )
     first = runs[0]
-    command = " ".join(first["code"]["command"])
+    command = re.sub(r" --out \S+", "", " ".join(first["code"]["command"]))  # a folder of that machine
     versions = ", ".join(f"{n} {first['environment'][n]}" for n in ("python", "torch", "diffusers", "transformers"))
     return "\n\n".join(
         [
@@ -149,7 +151,7 @@ def criteria_page(shown: list[Row]) -> str:
             chart_or_command(figures_compared.criteria(shown), "Criteria", "python -m reference.bench --suite engine"),
             "\n".join("| " + " | ".join(row) + " |" for row in rows),
             "## Do the orders that papers report hold here?",
-            "\n".join(f"- {sentence}" for sentence in orders(runs)),
+            "\n".join(["| Removed | Error | Expected order | Holds |", "|---|---|---|---|", *orders(runs)]),
             peer_checks(),
             charts.loaders("criteria"),
             "",
@@ -159,10 +161,10 @@ def criteria_page(shown: list[Row]) -> str:
 
 def peer_checks() -> str:
     """Section with what came out when the authors' programs ran beside ours on the same numbers."""
-    rows = ["| Program | Commit | Compared | Result |", "|---|---|---|---|"]
+    rows = ["| Program and commit | Compared | Found |", "|---|---|---|"]
     for check in json.loads(PEER_CHECKS.read_text()):
-        found = "; ".join(f"{name.replace('_', ' ')}: {_short(v)}" for name, v in check.items() if name not in KNOWN)
-        rows.append(f"| {check['peer']} | `{check['commit']}` | {check['what']} | {found} |")
+        found = [f"{name.replace('_', ' ')}: {_short(v)}" for name, v in check.items() if name not in KNOWN]
+        rows.append(f"| {check['peer']} `{check['commit'][:7]}` | {check['what']} | {'<br>'.join(found)} |")
     return (
         "## Against the authors' programs\n\nRun beside ours on the same weights and inputs; their code is not part of "
         "this repository. Numbers: `results/peer-checks/criteria.json`.\n\n" + "\n".join(rows)
@@ -177,7 +179,9 @@ def _short(value: object) -> str:
         return ", ".join(_short(v) for v in value)
     if isinstance(value, dict):
         return ", ".join(f"{name.replace('_', ' ')} {_short(v)}" for name, v in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2g}" if abs(value) < 0.01 else f"{value:.4g}"
 
 
 # Criteria that should do no worse than the next one, and by which error.
@@ -190,24 +194,24 @@ EXPECTED = (
 
 
 def orders(runs: list[dict]) -> list[str]:
-    """For every expected order whether it holds, seed by seed."""
+    """For every expected order, as a row of a table, whether it holds, seed by seed."""
     found = {
         (run["config"]["granularity"], run["config"]["criterion"], run["config"]["scope"], quality["metric"]): quality
         for run in runs
         for quality in run["quality"]
     }
-    sentences = []
+    rows = []
     for granularity, metric, chain in EXPECTED:
         errors = [found.get((granularity, criterion, scope, metric)) for criterion, scope in chain]
         if None in errors:
             continue
         seeds = list(zip(*(error["per_seed"] for error in errors), strict=True))
         holding = sum(list(seed) == sorted(seed) for seed in seeds)
-        verdict = "holds" if holding == len(seeds) else "does not hold" if holding == 0 else "depends on the seed"
-        names = " <= ".join(f"{c} ({error['value']:.4f})" for (c, _), error in zip(chain, errors, strict=True))
-        weighted = "error with early steps counting more" if metric.startswith("weighted") else "error"
-        sentences.append(f"{granularity}, {weighted}: {names} {verdict}: in {holding} of {len(seeds)} seeds.")
-    return sentences
+        verdict = "yes" if holding == len(seeds) else "no" if holding == 0 else "depends on the seed"
+        names = " <= ".join(f"{c} {error['value']:.4f}" for (c, _), error in zip(chain, errors, strict=True))
+        weighted = "early steps count more" if metric.startswith("weighted") else "all steps alike"
+        rows.append(f"| {granularity} | {weighted} | {names} | {verdict}: in {holding} of {len(seeds)} seeds |")
+    return rows
 
 
 def coverage_page() -> str:
@@ -223,20 +227,30 @@ def coverage_page() -> str:
         "*Exact* means that cutting equals masking to 1e-5, at three rates and after three rounds in a row: "
         + ", ".join(f"{g} in {n} classes" for g, n in counts.items())
         + ". Single weights and N:M patterns need no rule and work on all of them. The engine obeys this table: what "
-        "is refused here raises `NotPrunable` with the same reason. In brackets: parameters of the tiny model, and "
-        "with half of the units cut. A dash: the class has no such units; coverage.json says what it has instead.\n",
-        "| class | " + " | ".join(granularities) + " |",
+        "is refused here raises `NotPrunable` with the [reason](#why-not) of that number. The per cent are the "
+        "parameters of the tiny model that go with half of the units. A dash: the class has no such units; "
+        "coverage.json says what it has instead.\n",
+        "| Class | " + " | ".join(granularities) + " |",
         "|---|" + "---|" * len(granularities),
     ]
+    verdicts = [verdict for row in table.values() for verdict in row.values()]
+    refused = Counter(v["reason"] for v in verdicts if v["status"] not in ("exact", "none"))
+    number = {reason: n for n, (reason, _) in enumerate(refused.most_common(), 1)}
     for name, row in table.items():
-        shown = {"exact": "exact", "none": "-"}
-        cells = [shown.get(v["status"], f"{v['status']}: {v['reason']}") + _halved(v) for v in row.values()]
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+        lines.append(f"| `{name}` | " + " | ".join(_covered(v, number) for v in row.values()) + " |")
+    lines += ["\n## Why not\n", *(f"{n}. {reason[0].upper()}{reason[1:]}." for reason, n in number.items())]
     return "\n".join(lines) + "\n"
 
 
-def _halved(verdict: dict) -> str:
-    return " ({:,} -> {:,})".format(*verdict["parameters"]) if "parameters" in verdict else ""
+def _covered(verdict: dict, number: dict[str, int]) -> str:
+    if verdict["status"] == "none":
+        return "-"
+    if verdict["status"] != "exact":
+        return f"{verdict['status']} ({number[verdict['reason']]})"
+    if "parameters" not in verdict:
+        return "exact"
+    before, after = verdict["parameters"]
+    return f"exact, {(after - before) / before:.0%}".replace("%", " %")
 
 
 def machine(run: dict) -> str:
@@ -279,32 +293,36 @@ def reading(runs: list[dict]) -> str:
         f"{100 * rate:.0f} %{' pruning' * (not n)}: {size} smaller, {speed} faster"
         for n, (rate, (size, speed)) in enumerate(said.items())
     )
-    lines = [f'**What holds of the founding claim** ("{quoted}") for magnitude pruning of single weights:']
+    columns = ["weights removed", "file", "zipped", "packed", *(_pictures(s) for s in dense["speed"])]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for run in runs:
         amount = run["config"].get("amount")
         if run["subject"]["entry"] != "unstructured" or amount not in said or run["status"] != "ok":
             continue
-        smaller, faster = said[amount]
         now, was = run["achieved"], dense["achieved"]
-        stored = 1 - now["bytes"] / was["bytes"]
-        deflated = 1 - now["bytes_deflated"] / was["bytes_deflated"]
-        packed = f"; packed: {100 * (1 - now['bytes_sparse'] / was['bytes']):.1f} %" if "bytes_sparse" in now else ""
-        times = "; ".join(
-            f"{s['pictures']} picture{'s' if s['pictures'] > 1 else ''} a batch: {s['dense']['median']:.1f} "
-            f"({s['dense']['p10']:.1f}-{s['dense']['p90']:.1f}) -> {s['pruned']['median']:.1f} "
-            f"({s['pruned']['p10']:.1f}-{s['pruned']['p90']:.1f}) ms, {s['speedup']:.2f}x"
-            for s in run["speed"]
-        )
-        lines.append(
-            f"At **{results.percent(amount)}**: claimed {smaller} smaller, measured {100 * stored:.1f} % smaller "
-            f"(after zip: {100 * deflated:.1f} %{packed}); claimed {faster} faster, measured median (p10-p90) {times}."
-        )
-    lines += [
+        sizes = [now["bytes"] / was["bytes"], now["bytes_deflated"] / was["bytes_deflated"]]
+        sizes += [now["bytes_sparse"] / was["bytes"]] if "bytes_sparse" in now else []
+        smaller = [f"{100 * (1 - size):.1f} % smaller" for size in sizes] + ["-"] * (3 - len(sizes))
+        times = [f"{s['speedup']:.2f}x: {_median(s['dense'])} -> {_median(s['pruned'])} ms" for s in run["speed"]]
+        lines.append("| " + " | ".join([results.percent(amount), *smaller, *times]) + " |")
+    said_and_found = [
+        f'**What holds of the founding claim** ("{quoted}") for magnitude pruning of single weights:',
+        "\n".join(lines),
+        "Zipped is beside the dense file zipped, packed beside the dense file as it is; times are medians of a "
+        "denoising step, dense -> pruned (10th to 90th percentile).",
         "The reason: a mask stores its zeros and multiplies by them. A dense file has the same shape, a dense kernel "
         "does the same work; only a format that leaves zeros out, or a kernel that skips them, could profit. What "
         "leaves the shapes (neurons, heads) makes file and time shrink at once.",
     ]
-    return "\n\n".join(lines)
+    return "\n\n".join(said_and_found)
+
+
+def _pictures(speed: dict) -> str:
+    return f"{speed['pictures']} picture{'s' if speed['pictures'] > 1 else ''} a batch"
+
+
+def _median(times: dict) -> str:
+    return f"{times['median']:.1f} ({times['p10']:.1f}-{times['p90']:.1f})"
 
 
 def pictures(rows: list[Row]) -> dict[Path, bytes]:

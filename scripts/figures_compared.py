@@ -83,7 +83,7 @@ def _ranking(
     )
     panels = [
         {
-            "title": {"text": group, "anchor": "start", "fontSize": 12, "color": "currentColor"},
+            "title": {"text": group, "anchor": "start", "frame": "group", "fontSize": 12, "color": "currentColor"},
             "transform": [{"filter": f"datum.group == '{group}' && datum.metric == metric && datum.model == model"}],
             "width": 420,
             "height": {"step": 17},

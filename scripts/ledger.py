@@ -32,12 +32,12 @@ COLUMNS = (
     Column("metric", "Metric"),
     Column("setting", "Setting"),
     Column("numbers", "Printed: dense → pruned"),
-    Column("hardware", "Hardware"),
-    Column("where", "Printed in"),
     Column("claimed", "Claimed gain", True),
     Column("measured", "Measured gain (95 %)", True),
     Column("verdict", "Verdict"),
     Column("why", "Why, or on what"),
+    Column("where", "Printed in"),
+    Column("hardware", "Hardware"),
 )
 FACETS = {"verdict": "Verdict", "family": "Family", "metric": "Metric", "hardware": "Hardware"}
 
@@ -56,7 +56,9 @@ def entries(papers: list[dict], runs: list[dict], vocab: dict) -> list[Entry]:
         for claim in paper.get("claims", []):
             verdict = claims.verdict(paper, claim, runs, vocab)
             both = (claim["dense"], claim["pruned"])
-            numbers = " → ".join("?" if n is None else f"{n:g}" for n in both) + f" {claim['unit']}"
+            known = both if claim["dense"] is not None or claim["pruned"] is None else both[1:]  # a share has no before
+            unit = claim["unit"] if claim["unit"] == "x" else f" {claim['unit']}"
+            numbers = " → ".join("?" if n is None else f"{n:g}" for n in known) + unit
             found.append(
                 Entry(
                     f"{paper['id']}/{claim['id']}",
@@ -116,7 +118,7 @@ def scatter(judged: Sequence[Entry]) -> Chart | None:
     if not data:
         return None
     ends = [min(0, *(d["y1"] for d in data)), max(0.1, *(d["x"] for d in data), *(d["y2"] for d in data))]
-    percent = {"axis": {"format": "+.0%"}}
+    percent = {"axis": {"format": "+.0%", "tickCount": 6}}
     x, y = quantity("x", "claimed gain", **percent), quantity("y", "measured gain", **percent)
     words = [word for word in WORDS if word != "not comparable"]
     mark = {"field": "word", "type": "nominal", "title": "verdict"}
@@ -158,10 +160,11 @@ def page(judged: Sequence[Entry], vocab: dict) -> str:
         "",
         "# Claimed against measured",
         "",
-        f"All {sum(entry.paper is not None for entry in judged)} numbers that the papers of the catalogue print, and "
-        f"{sum(entry.paper is None for entry in judged)} of {FOUNDING} and elsewhere, each with what our runs say. A "
-        "run tests a claim only if it names it; *not comparable* is the default, and says what differs. Ratios may "
-        "be judged on other hardware and say so; absolute times never. [Verdicts as a feed](data/verdicts.xml).",
+        f"{sum(entry.paper is not None for entry in judged)} numbers printed in papers of the catalogue, and "
+        f"{sum(entry.paper is None for entry in judged)} from elsewhere ({FOUNDING} among them), each with what our "
+        "runs say. A run tests a claim only if it names it; *not comparable* is the default, and says what differs. "
+        "Ratios may be judged on other hardware and say so; absolute times never. "
+        "[Verdicts as a feed](data/verdicts.xml).",
         "",
         "| Verdict | Means | Claims |",
         "|---|---|---:|",
@@ -189,12 +192,12 @@ def line(entry: Entry) -> Line:
         (h(entry.metric), None),
         (h(entry.setting), None),
         (h(entry.numbers), None),
-        (h(entry.hardware), None),
-        (entry.printed, None),
         ("-" if entry.claimed is None else f"{entry.claimed:+.0%}", entry.claimed),
         ("-" if v.measured is None else f"{v.measured:+.0%}{spread}", v.measured),
         (f"<b>{h(v.word)}</b>" if v.run else h(v.word), None),
         (h("; ".join(v.reasons)) + run, None),
+        (entry.printed, None),
+        (h(entry.hardware), None),
     ]
     facets = {"verdict": v.word, "family": entry.family, "metric": entry.metric, "hardware": entry.hardware}
     return Line(f"claim_{entry.key.replace('/', '_')}", facets, cells)

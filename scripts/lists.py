@@ -157,6 +157,8 @@ def form(kind: str, values: list[dict[str, list[str]]], vocab: dict) -> str:
     ]
     for facet, (heading, vocabulary) in FACETS[kind].items():
         found = Counter(value for entry in values for value in entry[facet])
+        if len(found) < 2:  # nothing to choose
+            continue
         known = list(vocab[vocabulary]) if vocabulary else list(LABELS.get(facet, [])) or sorted(found, reverse=True)
         parts.append(f'<fieldset data-facet="{facet}"><legend>{heading}</legend>')
         for value in (v for v in known if v in found):
@@ -200,7 +202,8 @@ def paper_item(paper: dict, vocab: dict, known: dict) -> str:
 def tool_item(tool: dict, vocab: dict, known: dict) -> str:
     """One tool with its facts."""
     addresses = [anchor("home page", tool["homepage"])] if "homepage" in tool else []
-    facts = [tool["language"], tool["license"], vocab["tool_status"][tool["status"]]["label"]]
+    upkeep = vocab["tool_status"][tool["status"]]["label"].lower()
+    facts = [tool["language"], tool["license"], "upkeep unknown" if tool["status"] == "unknown" else upkeep]
     facts += [f"package {tool['package']['pypi']}"] if "package" in tool else []
     facts += [f"version seen {tool['version_seen']}"] if "version_seen" in tool else []
     support = f"Diffusion models: {vocab['diffusion_support'][tool['supports_diffusion']]['label'].lower()}"
@@ -220,7 +223,8 @@ def tool_item(tool: dict, vocab: dict, known: dict) -> str:
 def article_item(article: dict, vocab: dict, known: dict) -> str:
     """One article with its facts."""
     people = ", ".join(article["authors"]) or "author not named"
-    facts = [people, article.get("publisher"), article.get("published"), article["language"]]
+    language = "" if article["language"].split()[0] == "en" else f"in {article['language']}"
+    facts = [people, article.get("publisher"), article.get("published"), language]
     copy = f" {anchor('Archived copy', article['archive_url'])}" if "archive_url" in article else ""
     about = entries_by_id(article.get("about", []), {"papers": known["papers"], "tools": known["tools"]})
     return (

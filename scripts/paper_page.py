@@ -3,12 +3,13 @@
 import html
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from math import log
 
 from scripts import claims, export
 from scripts.catalog import Document
 from scripts.methods import links_of
-from scripts.text import NOTE, esc, link, sentence, terms, venue_of
+from scripts.text import NOTE, anchor, esc, h, link, sentence, slug, terms, venue_of
 
 RELATED = 6
 UP = "../"
@@ -90,30 +91,47 @@ def head(paper: dict, vocab: dict) -> list[str]:
 def claims_section(paper: dict, vocab: dict, runs: list[dict]) -> list[str]:
     """The numbers that the paper prints, each beside our verdict; then the runs of ours that come nearest."""
     lines = ["## Claimed and measured", ""]
-    if "claims" not in paper:
-        lines += ["No number of this paper is in the catalogue yet.", ""]
+    if "claims" in paper:
+        lines += [stacked(CLAIM_HEADS, [claim_cells(paper, claim, vocab, runs) for claim in paper["claims"]]), ""]
+        lines += [f"Rules of the verdicts: [claimed against measured]({UP}claims.md).", ""]
     else:
-        lines += ["| Metric | Setting | Dense | Pruned | Hardware | Printed in | Measured here |"]
-        lines += ["|---|---|---:|---:|---|---|---|"]
-    for claim in paper.get("claims", []):
-        unit, both = esc(claim["unit"]), (claim["dense"], claim["pruned"])
-        numbers = ["not printed" if number is None else f"{number} {unit}" for number in both]
-        hardware = esc(claim["hardware"]) if claim["hardware"] else "hardware not stated"
-        metric, printed = terms(vocab, "metric", [claim["metric"]], UP), link(claim["where"], claim["evidence"])
-        verdict = claims.sentence_of(claims.verdict(paper, claim, runs, vocab))
-        lines.append(f"| {metric} | {esc(claim['setting'])} | {' | '.join([*numbers, hardware, printed, verdict])} |")
+        lines += ["No number of this paper is in the catalogue yet.", ""]
     nearest = claims.nearest(paper, runs)
     if nearest:
+        tests = "; it tests none of the numbers above" if "claims" in paper else ""
         lines += [
+            f"The nearest that we measured, on another model and with a criterion of our own choice{tests}:",
             "",
-            "The nearest that we measured, on another model and with a criterion of our own choice; it tests none of "
-            "the numbers above:",
+            stacked(claims.RUN_HEADS, claims.run_cells(nearest, f"{UP}results.html")),
             "",
-            *claims.runs_table(nearest, f"{UP}results.md"),
         ]
-    if "claims" in paper or nearest:
-        lines += ["", f"Rules of the verdicts: [claimed against measured]({UP}claims.md).", ""]
     return lines
+
+
+CLAIM_HEADS = ("Metric", "Setting", "Dense", "Pruned", "Hardware", "Printed in", "Measured here")
+
+
+def claim_cells(paper: dict, claim: dict, vocab: dict, runs: list[dict]) -> list[str]:
+    """One printed number as HTML: the unit is left out where it only repeats the metric."""
+    label = vocab["metric"][claim["metric"]]["label"]
+    unit = "" if claim["unit"].lower() == label.lower() else f" {claim['unit']}"
+    numbers = ["not printed" if number is None else f"{number}{unit}" for number in (claim["dense"], claim["pruned"])]
+    return [
+        anchor(label, f"{UP}glossary.html#{slug('metric', claim['metric'])}"),
+        *map(h, (claim["setting"], *numbers, claim["hardware"] or "not stated")),
+        anchor(claim["where"], claim["evidence"]),
+        claims.sentence_of(claims.verdict(paper, claim, runs, vocab)),
+    ]
+
+
+def stacked(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in HTML whose rows are cards on a phone: each cell knows the name of its column."""
+    head = "".join(f'<th scope="col">{h(name)}</th>' for name in heads)
+    body = [
+        "<tr>" + "".join(f'<td data-label="{h(n)}">{cell}</td>' for n, cell in zip(heads, row, strict=True)) + "</tr>"
+        for row in rows
+    ]
+    return f'<table class="data stack"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 
 
 def evidence_section(paper: dict, line: int, links: dict, repo: str) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-SCALE, GAP, LEFT, TOP, LINE, WIDTH = 2, 6, 190, 24, 12, 13
+SCALE, GAP, LEFT, TOP, LINE, WIDTH = 2, 6, 150, 24, 12, 10
 
 
 def grid(strips: list[tuple[str, Path]], prompts: list[str]) -> bytes:

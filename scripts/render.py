@@ -28,7 +28,7 @@ from scripts import (
     validate,
 )
 from scripts import runs as run_rows
-from scripts.text import NOTE, esc, link, newest_first, page_head, sentence, slug, venue_of, write
+from scripts.text import NOTE, esc, link, newest_first, page_head, sentence, slug, unbroken, venue_of, write
 
 VOCABULARIES = {
     "family": "Families",
@@ -153,14 +153,17 @@ def fill(readme: str, blocks: dict[str, str]) -> tuple[str, list[str]]:
 
 def site_glossary(vocab: dict) -> str:
     """Every closed vocabulary with its definitions."""
-    lines = page_head("Glossary", "schemas/vocab.yaml", "The words that the catalogue, the code and the results share.")
+    lines = page_head(
+        "Glossary",
+        "schemas/vocab.yaml",
+        "The words that the catalogue, the code and the results share, each as it is written there.",
+    )
     order = list(VOCABULARIES)
     for name in sorted(vocab, key=lambda name: order.index(name) if name in order else len(order)):
         lines += ["", f"## {esc(VOCABULARIES.get(name, name))} {{ #{slug('vocabulary', name)} }}", ""]
-        lines += ["| Term | Written | Meaning |", "|---|---|---|"]
         for key, value in vocab[name].items():
             term = f"**{esc(value['label'])}**{{ #{slug(name, key)} }}"
-            lines.append(f"| {term} | <code>{esc(key)}</code> | {esc(value['definition'])} |")
+            lines.append(f"- {term} <code>{esc(key)}</code>: {esc(value['definition'])}")
     return "\n".join(lines) + "\n"
 
 
@@ -239,7 +242,7 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     pages |= {f"methods/{key}": text for key, text in by_method.items()}
     write(readme_path, readme)
     for name, text in pages.items():
-        write(root / "site" / "generated" / f"{name}.md", text)
+        write(root / "site" / "generated" / f"{name}.md", unbroken(text))
     counts = (
         f"{len(papers.data)} papers, {len(tools.data)} tools, {len(articles.data)} articles, each with its evidence"
     )

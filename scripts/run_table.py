@@ -1,6 +1,7 @@
 """The page of all runs: one sortable table, how each was made, and the files themselves beside it."""
 
 import json
+import re
 from collections.abc import Sequence
 
 from reference.bench.results import percent
@@ -34,6 +35,8 @@ FACETS = {
     "criterion": "Criterion",
     "state": "State",
 }
+PLURAL = {"earlier run": "of an earlier session", "earlier protocol": "of an earlier protocol"}
+PLURAL |= {"earlier weights": "of earlier weights"}
 VERSIONS = ("python", "torch", "diffusers", "transformers", "numpy", "cuda", "driver_version")
 
 
@@ -41,7 +44,8 @@ def page(rows: Sequence[Row], repo: str) -> str:
     """Markdown of site/generated/runs.md."""
     made = sessions(rows)
     number = {row.id: n for n, group in enumerate(made, 1) for row in group}
-    lines = [line(row, number[row.id]) for row in rows]
+    newest = sorted(rows, key=lambda row: (runs.STATES.index(row.state), row.suite))
+    lines = [line(row, number[row.id]) for row in newest]
     named = {state: sum(row.state == state for row in rows) for state in runs.STATES}
     return "\n\n".join(
         [
@@ -49,7 +53,7 @@ def page(rows: Sequence[Row], repo: str) -> str:
             f"<!-- {NOTE.format(source='results/')} -->",
             "# All runs",
             f"{len(rows)} runs of every suite, failures included: "
-            + ", ".join(f"{n} {state}" for state, n in named.items() if n)
+            + ", ".join(f"{n} {PLURAL.get(state, state)}" for state, n in named.items() if n)
             + ". *Earlier* runs stay: under the same protocol they were measured again, under an earlier protocol they "
             "do not compare with the current ones. *Third-party* runs were sent in by others and not repeated here. A "
             "run's name opens its result file; its last column says how it was made. Read [method and "
@@ -127,15 +131,16 @@ def session(number: int, group: Sequence[Row], repo: str) -> str:
     commit = h(code["commit"] or "none")
     if repo and code["commit"]:
         commit = f'<a href="{h(repo)}/commit/{commit}">{commit}</a>'
+    command = re.sub(r" --out \S+", "", " ".join(code["command"]))  # a folder of that machine
     facts = {
-        "Command": f"<code>{h(' '.join(code['command']))}</code>",
+        "Command": f"<code>{h(command)}</code>",
         "Commit": commit + (" with uncommitted changes" if code["dirty"] else ""),
         "Protocol": f"{h(protocol['id'])}, sha256 <code>{h(protocol['sha256'])}</code>",
         "Device": h(", ".join(filter(None, [row.machine, f"{e['memory_gib']} GiB" if "memory_gib" in e else ""]))),
         "Versions": h(", ".join(f"{name} {e[name]}" for name in VERSIONS if e.get(name))),
         "Precision": h(run["config"]["dtype"]),
-        "When": h(f"{group[0].run['created'][:16]} to {group[-1].run['created'][:16]} UTC"),
-        "Seconds": f"{sum(r.run['code']['wall_seconds'] for r in group):.0f}",
+        "When": h(when(group[0].run["created"], group[-1].run["created"])),
+        "Took": duration(sum(r.run["code"]["wall_seconds"] for r in group)),
         "Runs": f'<a href="#q={h(group[0].id)}">{len(group)}</a>'
         if len(group) == 1
         else f"{len(group)}, from {h(group[0].id)} to {h(group[-1].id)}",
@@ -143,6 +148,19 @@ def session(number: int, group: Sequence[Row], repo: str) -> str:
     listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
     title = h(f"{row.suite}, {row.device}, {run['created'][:10]}, {row.state}")
     return f'<section class="made" id="made-{number}"><h3>{number}. {title}</h3><dl>{listed}</dl></section>'
+
+
+def when(first: str, last: str) -> str:
+    """`2026-11-22, 06:00 to 06:04 UTC`, with the second day where it is another."""
+    until = last[11:16] if last[:10] == first[:10] else f"{last[:10]}, {last[11:16]}"
+    return f"{first[:10]}, {first[11:16]} to {until} UTC"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, without those that are nought at the front."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return " ".join([f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (hours + minutes > 0) + [f"{rest} s"])
 
 
 def fields_script(rows: Sequence[Row]) -> str:

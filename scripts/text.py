@@ -63,6 +63,16 @@ def page_head(title: str, source: str, text: str) -> list[str]:
     return [f"# {title}", "", f"<!-- {NOTE.format(source=source)} -->", "", text, ""]
 
 
+def unbroken(page: str) -> str:
+    """A page in whose tables no interval such as `(0.99-1.03)` is broken at its hyphen."""
+    interval = re.compile(r"\((?:-?[\d.]+-[\d.]+|[-+]?[\d.]+%? to [-+]?[\d.]+%?)\)")
+    rows = (
+        interval.sub(r'<span class="interval">\g<0></span>', line) if line.startswith("|") else line
+        for line in page.split("\n")
+    )
+    return "\n".join(rows)
+
+
 def venue_of(paper: dict) -> str:
     """`NeurIPS 2023`, or the year alone."""
     venue = paper.get("venue")

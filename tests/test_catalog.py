@@ -626,11 +626,14 @@ def test_paper_page(root):
     render.main([], root)
     page = (root / "site/generated/papers/alpha-pruning.md").read_text(encoding="utf-8")
     assert "\n# Alpha Pruning of Diffusion Models\n" in page
-    printed = "| 4.19 fid | 5.29 fid | hardware not stated | [Table 1](https://arxiv.org/abs/2305.00001) |"
-    assert (
-        f"{printed} not comparable: no run removes channel; another model (openmoji-mmdit); no run measures FID |"
-        in page
-    )
+    cells = {
+        "Dense": "4.19",  # its unit is the metric itself
+        "Pruned": "5.29",
+        "Hardware": "not stated",
+        "Printed in": '<a href="https://arxiv.org/abs/2305.00001">Table 1</a>',
+        "Measured here": "not comparable: no run removes channel; another model (openmoji-mmdit); no run measures FID",
+    }
+    assert "".join(f'<td data-label="{name}">{cell}</td>' for name, cell in cells.items()) in page
     assert "https://github.com/example/list/edit/main/papers.yaml#L1)" in page
     assert "- 2026-11-20: [title, authors, abstract](https://arxiv.org/abs/2305.00001)" in page
     assert "- tool [AlphaTool](../tools.md#alpha-tool)" in page

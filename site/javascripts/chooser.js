@@ -72,7 +72,7 @@
   }
 
   function table(front) {
-    const node = document.createElement("table");
+    const node = element("table", "", { className: "data stack" });
     const pictures = front.find((run) => run.pictures)?.pictures;
     const heads = ["Remove", "Scored by", "Speed-up" + (pictures ? `, ${pictures} pictures` : ""), "PSNR, dB", "Parameters gone", "File", "Recovery", "Why it is here", "Run"];
     const row = node.createTHead().insertRow();
@@ -88,6 +88,7 @@
       line.cells[0].dataset.unit = run.unit.includes(":") ? "N:M" : run.unit;
       line.cells[1].replaceChildren(element("a", run.criterion, { href: `generated/methods/${run.criterion}.html` }));
       const cell = line.insertCell();
+      heads.forEach((head, i) => (line.cells[i].dataset.label = head));
       cell.append(element("a", run.id, { href: run.repo ? `${run.repo}/blob/main/${run.path}` : "generated/results.html#runs", title: run.path }));
     }
     const wrap = element("div", "", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "Measured runs" });
@@ -113,7 +114,7 @@
   function cut(run) {
     const rate = run.unit.includes(":") ? "" : ` --amount ${run.amount}`;
     const scored = run.criterion === "magnitude" ? "" : ` --criterion ${run.criterion}` + (run.data ? " --prompts prompts.txt" : "");
-    const after = run.rounds > 1 ? `   # once; the run took ${run.rounds} rounds with training between` : "";
+    const after = run.rounds > 1 ? `  # at once; the run took ${run.rounds} rounds` : "";
     return `${python} reference prune SOURCE --granularity ${run.unit}${rate}${scored} --out FOLDER${after}`;
   }
 
