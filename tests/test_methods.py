@@ -142,7 +142,7 @@ def test_the_chooser_takes_runs_that_were_not_timed_and_sessions_that_were_resum
     asked = {"granularity": "head", "amount": 0.2, "criterion": "obs", "scope": "layer", "seed": 0}
     curve = timed | {"run_id": "a-curve", "speed": [], "config": timed["config"] | asked}
     curve["subject"] = timed["subject"] | {"baseline_run": "of an earlier session"}
-    row = chooser.row(curve, [dense, curve], "")
+    row = chooser.row(curve, [dense, curve])
     assert (row["criterion"], row["data"], row["speed"], row["saved"], row["pictures"]) == (
         "obs",
         True,
