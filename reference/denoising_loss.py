@@ -94,6 +94,9 @@ def _noised(scheduler: Any, call: Call, x_0: Tensor, e: Tensor) -> tuple[Call, T
         )
     repeats = (len(x) // len(x_0), *[1] * (x.ndim - 1))
     t = scheduler.timesteps.unique_consecutive()[call.step_b]  # multistep samplers call twice at one time
+    for counter in ("_begin_index", "_step_index"):  # of the run that has ended: any t would be taken for its last
+        if hasattr(scheduler, counter):
+            setattr(scheduler, counter, None)
     if hasattr(scheduler, "scale_noise"):
         x_t, target = scheduler.scale_noise(x_0, t, e), e - x_0
     else:
@@ -102,8 +105,6 @@ def _noised(scheduler: Any, call: Call, x_0: Tensor, e: Tensor) -> tuple[Call, T
             raise ValueError(f"the scheduler predicts {kind!r}; calibrate with forward keywords that hold `target`")
         x_t, target = scheduler.add_noise(x_0, e, t), {"epsilon": e, "sample": x_0}.get(kind)
         target = scheduler.get_velocity(x_0, e, t) if target is None else target
-        if hasattr(scheduler, "_step_index"):
-            scheduler._step_index = None  # it would count on from the run that has just ended
         x_t = scheduler.scale_model_input(x_t, t[0])
     return call._replace(keywords=call.keywords | {name: x_t.repeat(repeats).to(x.dtype)}), target.repeat(repeats)
 

@@ -19,6 +19,7 @@ from reference.engine import prune
 from reference.loaders import load_pipeline
 from reference.request import SERVES, WITHOUT_DATA
 from reference.scoring import hessians
+from tests import svdquant_files
 from tests.conftest import TEXT_TOKENS, forward, tiny_mmdit
 from tests.zoo import make
 
@@ -140,6 +141,20 @@ def test_flow_targets_lie_on_the_line_from_noise_to_picture(pipe):
     ]
     assert all(torch.allclose(end, ends[0], atol=1e-5) for end in ends)
     assert [round(float(s), 2) for s in sigmas] == [1.0, 0.67, 0.33, 0.0]  # diffusers spaces them so
+
+
+def test_every_step_of_flux_is_noised_by_its_own_sigma(tmp_path):
+    """FLUX's pipeline tells the scheduler where it begins, after which the scheduler takes any time for the latest."""
+    flux = load_pipeline(str(svdquant_files.write_pipeline(tmp_path)), dtype=torch.float32)
+    source = Calibration(flux, PROMPTS[:1], steps=4, keywords={"height": 32, "width": 32, "max_sequence_length": 8})
+    made = list(training_calls(flux.transformer, source))
+    sigmas = [float(call.keywords["timestep"][0]) for call, _ in made]
+    assert len(sigmas) == 4 and sigmas[0] == 1 and sigmas == sorted(sigmas, reverse=True)
+    ends = [
+        call.keywords["hidden_states"] + (1 - sigma) * target
+        for (call, target), sigma in zip(made, sigmas, strict=True)
+    ]
+    assert all(torch.allclose(end, ends[0], atol=1e-4) for end in ends)
 
 
 def test_the_trained_model_knows_its_loss_and_a_flipped_one_is_refused(pipe):
