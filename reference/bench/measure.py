@@ -141,8 +141,12 @@ def record(
 
 
 def draw(pipeline: EmbeddedPipeline, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
-    """Pictures (p, 3, size, size) in [0, 1]."""
-    return pipeline(prompts, steps, guidance, latents=noise, output_type="pt").images
+    """Pictures (p, 3, size, size) in [0, 1]. Raises ValueError if one holds NaN, which no metric would survive."""
+    pictures = pipeline(prompts, steps, guidance, latents=noise, output_type="pt").images
+    broken = len(pictures) - int(pictures.isfinite().flatten(1).all(1).sum())
+    if broken:
+        raise ValueError(f"{broken} of {len(pictures)} pictures hold values that are not finite")
+    return pictures
 
 
 def prediction_error(model: nn.Module, dense: Trajectory, every: int = 2) -> dict:
