@@ -149,7 +149,8 @@ def test_every_step_of_flux_is_noised_by_its_own_sigma(tmp_path):
     source = Calibration(flux, PROMPTS[:1], steps=4, keywords={"height": 32, "width": 32, "max_sequence_length": 8})
     made = list(training_calls(flux.transformer, source))
     sigmas = [float(call.keywords["timestep"][0]) for call, _ in made]
-    assert len(sigmas) == 4 and sigmas[0] == 1 and sigmas == sorted(sigmas, reverse=True)
+    assert (len(sigmas), sigmas[0]) == (4, 1)
+    assert sigmas == sorted(sigmas, reverse=True)
     ends = [
         call.keywords["hidden_states"] + (1 - sigma) * target
         for (call, target), sigma in zip(made, sigmas, strict=True)
