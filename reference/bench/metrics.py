@@ -64,8 +64,8 @@ def fidelity(evaluator: Evaluator, pictures: Tensor, dense: Tensor) -> list[dict
 def kernel_distance(x_nf: Tensor, y_mf: Tensor, prompts: int) -> dict:
     """Kernel distance (Binkowski et al. 2018, arXiv 1801.01401, section 4) of n pictures to m drawings, by features.
 
-    Unbiased squared MMD with k(a, b) = (<a, b> / f + 1)^3, for independent pictures: with several seeds, two pictures of
-    one prompt are alike, which lifts it a little, the dense model's as well. The interval is a bootstrap over the
+    Unbiased squared MMD with k(a, b) = (<a, b> / f + 1)^3, for independent pictures: with several seeds, those of one
+    prompt are alike, which lifts it a little, the dense model's as well. The interval is a bootstrap over the
     `prompts` (the last of the axes that x was flattened from) of the first-order terms of the estimate, for fixed
     drawings.
     """

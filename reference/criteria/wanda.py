@@ -2,8 +2,8 @@
 
     S_oi = |W_oi| * ||X_i||_2          compared within one output row, or M inputs of it (N:M)
 
-Nothing is updated, so this is the cheap baseline of `obs.py`: squared, the exact error of removing one weight alone, and
-of several if their inputs are uncorrelated. Memory O(i) a layer: only running sums of squares are kept.
+Nothing is updated, so this is the cheap baseline of `obs.py`: squared, the exact error of removing one weight alone,
+and of several if their inputs are uncorrelated. Memory O(i) a layer: only running sums of squares are kept.
 
 Deviations: all layers see the dense model's inputs, in one run, where the authors go block by block and show each what
 the pruned ones before it put out; "within one output row" is scope `row`, which has to be asked for. The norm is the
