@@ -140,6 +140,15 @@ def test_macs_of_one_linear_layer_and_its_zeros():
     assert counted == {"parameters": 48, "nonzero": 24, "macs": 240, "macs_nonzero": 120}
 
 
+def test_macs_of_attention_on_a_cpu():
+    class Attention(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+    counted = measure.count(Attention(), {"x": torch.ones(3, 2, 16, 8)})  # b, heads, tokens, width of a head
+    assert counted["macs"] == counted["macs_nonzero"] == 2 * 3 * 2 * 16 * 16 * 8  # q k^T, and its softmax times v
+
+
 def test_pictures_that_are_no_numbers_are_a_failure():
     pipeline = load_embedded("openmoji-mmdit", torch.float32)
     with torch.no_grad():
