@@ -36,7 +36,9 @@ def pareto(rows: Iterable[Row]) -> Chart | None:
         return None
     for one in data:
         one["standing"] = standing(one, data)
-    x = quantity("x", f"realised speed-up over dense, {data[0]['pictures']} pictures a batch")
+    # Padding: the words beside the last points are not cut off on a phone.
+    room = {"zero": False, "padding": 28}
+    x = quantity("x", f"realised speed-up over dense, {data[0]['pictures']} pictures a batch", scale=room)
     y = quantity("y", "PSNR to the dense picture, dB")
     tips = tooltips(what="run", x="speed-up", y="PSNR, dB", standing="standing", phantom="phantom", run="run id")
     front = {
