@@ -21,11 +21,11 @@ TIMED = {
 }
 
 
-def script(published: dict[str, list[dict]], papers: list[dict], vocab: dict, repo: str) -> str:
+def script(published: dict[str, list[dict]], papers: list[dict], vocab: dict) -> str:
     """site/generated/data/runs.js: `window.measured = {models, runs, timed, claims}`; all ratios come from the runs."""
     labels = {key: value["label"] for key, value in vocab["models"].items() if key != "other"}
     suites = [published[suite] for suite in ("embedded", "quality")]  # those that compare pictures
-    rows = [row(run, runs, repo) for runs in suites for run in runs if _usable(run)]
+    rows = [row(run, runs) for runs in suites for run in runs if _usable(run)]
     claimed = {model: said for model in labels if (said := said_of(model, papers, vocab))}
     data = {"models": labels, "runs": rows, "timed": TIMED, "claims": claimed}
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
@@ -58,7 +58,7 @@ def said_of(model: str, papers: list[dict], vocab: dict) -> dict | None:
     return {"papers": len(about), "printed": printed[:CLAIMS]} if about else None
 
 
-def row(run: dict, runs: list[dict], repo: str) -> dict:
+def row(run: dict, runs: list[dict]) -> dict:
     """One run: what was done, what it bought with intervals, what it cost, where it stands."""
     dense = method_runs.dense_of(run, runs)
     config, now, was, machine = run["config"], run["achieved"], dense["achieved"], run["environment"]
@@ -68,8 +68,6 @@ def row(run: dict, runs: list[dict], repo: str) -> dict:
     criterion = config.get("criterion", "magnitude")
     return {
         "id": run["run_id"],
-        "path": run["path"].relative_to(run["path"].parents[3]).as_posix(),
-        "repo": repo,
         "protocol": run["protocol"]["id"],
         "suite": run["path"].parents[1].name,
         "prompts": len(config["prompts"]),

@@ -180,6 +180,6 @@ def founding(runs: list[dict]) -> list[tuple[str, float, Verdict]]:
         for metric, claimed in zip(("size", "speed-up"), FOUNDING_CLAIMS[rate][:2], strict=True):
             gain, interval = achieved(run, by_id[run["subject"]["baseline_run"]], metric)
             word = judge(claimed, gain, interval)
-            what = f"{rate:.0%} of the weights: {'smaller file' if metric == 'size' else 'faster'}"
+            what = f"{results.percent(rate)} of the weights: {'smaller file' if metric == 'size' else 'faster'}"
             rows.append((what, claimed, Verdict(word, [f"on {run['environment']['cpu']}"], run, gain, interval)))
     return rows

@@ -306,9 +306,9 @@ def reading(runs: list[dict]) -> str:
         now, was = run["achieved"], dense["achieved"]
         sizes = [now["bytes"] / was["bytes"], now["bytes_deflated"] / was["bytes_deflated"]]
         sizes += [now["bytes_sparse"] / was["bytes"]] if "bytes_sparse" in now else []
-        smaller = [f"{1 - size:.1%} smaller" for size in sizes] + ["-"] * (3 - len(sizes))
+        smaller = [f"{100 * (1 - size):.1f} % smaller" for size in sizes] + ["-"] * (3 - len(sizes))
         times = [f"{s['speedup']:.2f}x: {_median(s['dense'])} -> {_median(s['pruned'])} ms" for s in run["speed"]]
-        lines.append("| " + " | ".join([f"{amount:.0%}", *smaller, *times]) + " |")
+        lines.append("| " + " | ".join([results.percent(amount), *smaller, *times]) + " |")
     said_and_found = [
         f'**What holds of the founding claim** ("{quoted}") for magnitude pruning of single weights:',
         "\n".join(lines),

@@ -25,11 +25,6 @@ def interval(values: Sequence[float], digits: int, unit: str = "") -> str:
     return f"{value}{unit} ({low} to {high})"
 
 
-def percent(share: float | None) -> str:
-    """A rate with its sign, or a dash."""
-    return "-" if share is None else f"{share:.0%}".replace("%", " %")
-
-
 def choices(spec_params: list, transforms: list, data: Sequence[dict], fields: dict[str, str]) -> dict:
     """Adds a parameter and its filter for every field with several values; the choices of the page."""
     found = {}

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable
 
+from reference.bench.results import percent
 from scripts.charts import Chart, colour_and_shape, dimmed, identity, quantity, spec, tooltips
-from scripts.figures import interval, measured, percent
+from scripts.figures import interval, measured
 from scripts.figures_quality import DIGITS, METRICS
 from scripts.quality_rules import composed
 from scripts.quality_runs import by_model, dense_of

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
+from reference.bench.results import percent
 from scripts.charts import Chart, spec, tooltips
-from scripts.figures import interval, measured, percent
+from scripts.figures import interval, measured
 from scripts.runs import Row
 
 LAYERS = "quality-layers"

@@ -5,8 +5,9 @@ A function gives a chart, or None where no run has what it needs.
 
 from collections.abc import Callable, Iterable
 
+from reference.bench.results import percent
 from scripts.charts import MARKS, Chart, colour_and_shape, dimmed, quantity, spec, tooltips
-from scripts.figures import interval, measured, percent
+from scripts.figures import interval, measured
 from scripts.runs import Row
 
 # Metric -> its name and digits. Of those that runs hold these are drawn, so that pages of hundreds of runs stay light;

@@ -5,8 +5,9 @@ A function gives a chart, or None where no run has what it needs.
 
 from collections.abc import Iterable, Sequence
 
+from reference.bench.results import percent
 from scripts.charts import Chart, cross, identity, quantity, spec, tooltips
-from scripts.figures import choices, every, interval, measured, percent
+from scripts.figures import choices, every, interval, measured
 from scripts.runs import Row, phantom
 
 PLACES = {"model": "Model", "device": "Device"}

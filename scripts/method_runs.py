@@ -31,7 +31,7 @@ class Cell(NamedTuple):
     amount: float
 
     def __str__(self) -> str:
-        rate = "" if ":" in self.granularity else f", {self.amount:.0%}"
+        rate = "" if ":" in self.granularity else f", {results.percent(self.amount)}"
         return f"{self.granularity}{rate}"
 
 

@@ -48,6 +48,9 @@ def pages(rows: Sequence[Row]) -> tuple[dict[str, str], Files]:
             "## Every granularity and criterion",
             _basis(rows, "quality"),
             shown(curves, "Rate curves", COMMAND.format("quality")),
+            "## The best criterion of each",
+            "By the error of the prediction. Where intervals overlap, the runs do not tell the criteria apart.",
+            _models(rows, "quality", quality_parts.best),
             "## Pictures",
             _models(rows, "quality", lambda runs, model: quality_parts.grids(runs, model, grids)),
             "## Two equal models",
@@ -106,7 +109,7 @@ def _models(rows: Sequence[Row], name: str, part: Callable[[list[dict], str], st
     parts = []
     for model, runs in by_model(of_protocol(rows, name)).items():
         if dense_of(runs) is not None and len(runs) > 1:
-            parts += [f"### `{model}` {{ #{name}-{model} }}", part(runs, model)]
+            parts += [f"### `{model}`", part(runs, model)]
     command = "python -m reference.bench.second_seed FOLDER" if name == "quality-second-seed" else COMMAND.format(name)
     return "\n\n".join(parts) or f"Not measured yet: `{command}`."
 

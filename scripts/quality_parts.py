@@ -3,9 +3,10 @@
 from collections import Counter
 from pathlib import Path
 
+from reference.bench.results import percent, value
 from scripts.pictures import grid
 from scripts.quality_rules import Limits, at_most, composed, founding_note, limits
-from scripts.quality_runs import measured, percent, protocol, record, shown, table
+from scripts.quality_runs import measured, protocol, record, table
 
 GRID_RATES, GRID_WIDTH = (0.3, 0.5, 0.7), 6
 
@@ -34,6 +35,33 @@ def grids(runs: list[dict], model: str, files: Files) -> str:
             files[GENERATED / name] = grid(strips, dense["config"]["prompts"][:GRID_WIDTH])
             parts.append(f"At {percent(rate)}:\n\n![Dense and every entry at {percent(rate)}]({name})")
     return "\n\n".join(parts) or "No pictures at 30, 50 or 70 % yet."
+
+
+def best(runs: list[dict], model: str) -> str:
+    """For each granularity and rate the criterion with the lowest error, beside magnitude and chance."""
+    groups: dict[tuple[str, float], list[dict]] = {}
+    for run in measured(runs):
+        groups.setdefault((run["config"]["granularity"], run["config"]["amount"]), []).append(run)
+    rows = []
+    for granularity, amount in sorted(groups):
+        own = sorted(groups[granularity, amount], key=lambda run: record(run, "prediction_error")["value"])
+        high = record(own[0], "prediction_error")["ci95"][1]
+        near = [_criterion(run) for run in own[1:] if record(run, "prediction_error")["ci95"][0] <= high]
+        errors = {_criterion(run): value(record(run, "prediction_error"), 3) for run in own}
+        rows.append(
+            [granularity, percent(own[0]["achieved"]["unit_rate"]), _criterion(own[0]), ", ".join(near) or "none"]
+            + [value(record(own[0], metric), digits) for metric, digits in BEST.values()]
+            + [errors.get("magnitude", "-"), errors.get("random", "-")]
+        )
+    heads = ["unit", "removed", "best criterion", "intervals overlap", *BEST, "error by magnitude", "error by chance"]
+    return table(heads, rows)
+
+
+BEST = {
+    "error of the prediction": ("prediction_error", 3),
+    "PSNR, dB": ("psnr", 1),
+    "top 5, seen": ("retrieval_top5_seen", 2),
+}
 
 
 def _criterion(run: dict) -> str:
@@ -127,7 +155,7 @@ def recovery(runs: list[dict], model: str) -> str:
         seconds = run["achieved"].get("recovery_cpu_seconds", run["achieved"]["recovery_seconds"])
         cost = [str(recovery.get("steps", 0)), f"{seconds:.0f}"]
         row = [config["granularity"], percent(run["achieved"]["unit_rate"]), schedule, loss, *cost]
-        rows.append(row + [shown(record(run, metric), digits) for metric, digits in RECOVERED.values()])
+        rows.append(row + [value(record(run, metric), digits) for metric, digits in RECOVERED.values()])
     return table(["unit", "removed", "schedule", "recovery", "steps", "CPU seconds", *RECOVERED], rows) + (
         "\n\nBy magnitude, rounds without training in between end where one shot ends: there is no row of their own."
     )
@@ -153,11 +181,11 @@ def composition(runs: list[dict], model: str) -> str:
             + ["{:.2f} ({:.2f} to {:.2f})".format(*ratio) for ratio in (found.to_independent, found.to_aligned)]
             + [f"**{found.verdict}**", f"{run['achieved']['macs_per_picture'] / whole:.2f}"]
             + [f"{run['achieved']['weight_bytes'] / dense['achieved']['bytes']:.2f}"]
-            + [shown(record(run, "retrieval_top5_seen"), 2)]
+            + [value(record(run, "retrieval_top5_seen"), 2)]
         )
     head = ["unit", "removed", "with", "error pruned", "error partner", "error both", "to independent", "to aligned"]
     head += ["verdict", "MACs a picture", "file", "top 5, seen"]
-    floor = shown(record(dense, "picture_error_other_noise"), 3)
+    floor = value(record(dense, "picture_error_other_noise"), 3)
     return (
         f"Error of the picture from other noise: {floor}. MACs and file are shares of the dense model's.\n\n"
         + table(head, rows)
@@ -166,5 +194,5 @@ def composition(runs: list[dict], model: str) -> str:
 
 def second_seed(runs: list[dict], model: str) -> str:
     """The noise floor between equal models."""
-    rows = [[record_["metric"], shown(record_, 3)] for run in measured(runs) for record_ in run["quality"]]
+    rows = [[record_["metric"], value(record_, 3)] for run in measured(runs) for record_ in run["quality"]]
     return table(["metric", "second model against the first"], rows)

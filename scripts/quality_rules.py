@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scripts.quality_runs import by_model, dense_of, measured, percent, protocol, record
+from reference.bench.results import percent
+from scripts.quality_runs import by_model, dense_of, measured, protocol, record
 
 BOOTSTRAPS = 2000
 EXACT = 0.005  # rates that differ by less are the same: units are whole

@@ -50,19 +50,6 @@ def record(run: dict, metric: str) -> dict | None:
     return next((found for found in run["quality"] if found["metric"] == metric), None)
 
 
-def shown(found: dict | None, digits: int) -> str:
-    """Value and interval."""
-    if found is None:
-        return "-"
-    low, high = found["ci95"]
-    return f"{found['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def percent(rate: float | None) -> str:
-    """A rate in whole per cent."""
-    return "-" if rate is None else f"{round(100 * rate)} %"
-
-
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]

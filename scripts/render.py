@@ -259,7 +259,7 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     write(root / "site" / "generated" / "data" / "bibtex.js", script)
     write(
         root / "site" / "generated" / "data" / "runs.js",
-        chooser.script(method_runs.published(), papers.data, vocab, address),
+        chooser.script(method_runs.published(), papers.data, vocab),
     )
     loaded = benchmarks.files(rows, root / "site" / "generated") | {"charts/claims.js": ledger.script(judged)}
     for path, content in loaded.items():

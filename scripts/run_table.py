@@ -4,8 +4,9 @@ import json
 import re
 from collections.abc import Sequence
 
+from reference.bench.results import percent
 from scripts import runs
-from scripts.figures import interval, percent
+from scripts.figures import interval
 from scripts.runs import Row, phantom
 from scripts.sheet import Column, Line, sheet
 from scripts.text import NOTE, h

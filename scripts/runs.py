@@ -114,7 +114,7 @@ class Row(NamedTuple):
         if self.run["subject"]["is_baseline"]:
             return "dense"
         asked = self.run["config"].get("asked") or {}
-        rate = f" {self.amount:.0%}".replace("%", " %") if self.amount is not None and ":" not in self.unit else ""
+        rate = f" {results.percent(self.amount)}" if self.amount is not None and ":" not in self.unit else ""
         parts = [f"{self.unit or self.run['subject']['entry']}{rate}", self.criterion, self.scope]
         parts += [self.recovery if self.recovery != "none" else "", asked.get("mode", ""), asked.get("kernel", "")]
         return ", ".join(dict.fromkeys(filter(None, parts)))

@@ -79,7 +79,7 @@ def test_help_is_judged_by_intervals_and_recovered_runs_do_not_count():
     assert [method_runs.criterion(r) for r in found[cell]] == ["obs", "taylor", "wanda", "magnitude"]
     helps, fails = method_runs.verdicts("taylor", found)
     assert fails == []
-    assert "0.300 (0.280-0.320) against 0.500 (0.450-0.550) by magnitude; number 2 of 4, behind obs" in helps[0]
+    assert "0.300 (0.280 to 0.320) against 0.500 (0.450 to 0.550) by magnitude; number 2 of 4, behind obs" in helps[0]
     assert "intervals apart from none of these" in helps[0]
     helps, fails = method_runs.verdicts("wanda", found)  # its interval overlaps that of magnitude
     assert (len(helps), len(fails)) == (0, 1)
@@ -142,7 +142,7 @@ def test_the_chooser_takes_runs_that_were_not_timed_and_sessions_that_were_resum
     asked = {"granularity": "head", "amount": 0.2, "criterion": "obs", "scope": "layer", "seed": 0}
     curve = timed | {"run_id": "a-curve", "speed": [], "config": timed["config"] | asked}
     curve["subject"] = timed["subject"] | {"baseline_run": "of an earlier session"}
-    row = chooser.row(curve, [dense, curve], "")
+    row = chooser.row(curve, [dense, curve])
     assert (row["criterion"], row["data"], row["speed"], row["saved"], row["pictures"]) == (
         "obs",
         True,

@@ -129,7 +129,7 @@ def test_only_current_runs_of_the_device_that_measured_last_count():
 def test_without_runs_every_part_says_so_and_names_its_command():
     pages, _ = quality.pages([])
     assert list(pages) == ["quality", "recovery", "damage"]
-    assert [page.count("\n## ") for page in pages.values()] == [5, 2, 2]
+    assert [page.count("\n## ") for page in pages.values()] == [6, 2, 2]
     for page in pages.values():
         for part in page.split("\n## ")[1:]:
             assert "python -m reference.bench" in part
@@ -200,6 +200,7 @@ def test_pages_with_runs_show_charts_tables_and_pictures(tmp_path):
             '<figure class="chart" id="components"',
             '<figure class="chart" id="curves"',
             "seed 1: 6 of 7 values (86 %)",
+            "| weight | 50 % | magnitude | none | 0.500 (0.400 to 0.600) |",
             "| psnr | 0.500 (0.400 to 0.600) |",
             "](quality/grid-m-50.png)",
         ),

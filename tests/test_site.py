@@ -419,7 +419,8 @@ def test_chooser_shows_runs_that_none_beats(tab):
 
 def answered(page) -> list[str]:
     """Ids of the runs in the chooser's answer."""
-    return page.locator(".answer tbody td:last-child a").all_inner_texts()
+    links = page.locator(".answer tbody td:last-child a")
+    return links.evaluate_all("links => links.map(link => link.hash.slice(1))")
 
 
 def test_chooser_names_the_missing_run(tab, site):

@@ -27,7 +27,7 @@ def rows(runs: list[dict]) -> Iterator[list[str]]:
         was, now = dense[run["subject"]["baseline_run"] or run["run_id"]], run["achieved"]
         quality = {q["metric"].removesuffix("_other_noise"): q for q in run["quality"]}
         shown = [results.value(quality.get(metric), digits) for metric, digits in SHOWN]
-        yield [*left, f"{1 - now['nonzero'] / was['nonzero']:.1%}" if now else "-", *shown]
+        yield [*left, f"{100 * (1 - now['nonzero'] / was['nonzero']):.1f} %" if now else "-", *shown]
 
 
 def _asked(run: dict) -> list[str]:

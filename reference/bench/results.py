@@ -127,8 +127,8 @@ def rows(runs: Sequence[dict]) -> list[list[str]]:
             [
                 label(run),
                 percent(config.get("amount")),
-                f"{now['unit_rate']:.0%}",
-                f"{1 - now['parameters'] / was['parameters']:.1%}",
+                percent(now["unit_rate"]),
+                f"{100 * (1 - now['parameters'] / was['parameters']):.1f} %",
                 f"{now['bytes'] / was['bytes']:.2f}x",
                 of_dense(now.get("bytes_sparse"), was["bytes"]),
                 of_dense(now.get("bytes_in_memory"), was.get("bytes_in_memory")),
@@ -167,16 +167,17 @@ def _speed(speed: dict, nominal: float, is_baseline: bool) -> str:
         return f"1.00x ({speed['dense']['median']:.1f} ms)"
     low, high = speed["speedup_ci95"]
     mark = " phantom" if is_phantom(nominal, speed["speedup"]) else ""
-    return f"{speed['speedup']:.2f}x ({low:.2f}-{high:.2f}){mark}"
+    return f"{speed['speedup']:.2f}x ({low:.2f} to {high:.2f}){mark}"
 
 
 def value(quality: dict | None, digits: int) -> str:
+    """A figure with its interval, or a dash."""
     if quality is None:
         return "-"
     low, high = quality["ci95"]
-    return f"{quality['value']:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+    return f"{quality['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def percent(amount: float | None) -> str:
     """A rate, or a dash where there is none."""
-    return "-" if amount is None else f"{amount:.0%}"
+    return "-" if amount is None else f"{100 * amount:.0f} %"

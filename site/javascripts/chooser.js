@@ -39,7 +39,7 @@
   form.budget.value = "Infinity";
 
   const percent = (share) => `${Math.round(100 * share)} %`;
-  const spread = ([value, low, high], digits, unit = "") => `${value.toFixed(digits)}${unit} (${low.toFixed(digits)}-${high.toFixed(digits)})`;
+  const spread = ([value, low, high], digits, unit = "") => `${value.toFixed(digits)}${unit} (${low.toFixed(digits)} to ${high.toFixed(digits)})`;
   const gains = (run) => [run.psnr[0], run.speed ? run.speed[0] : 0, run.file];
   const kind = (run) => (run.unit.includes(":") ? `weights, ${run.unit}` : `${run.unit}s`);
   const units = (run) => `${percent(run.amount)} of the ${kind(run)}`;
@@ -89,7 +89,7 @@
       line.cells[1].replaceChildren(element("a", run.criterion, { href: `generated/methods/${run.criterion}.html` }));
       const cell = line.insertCell();
       heads.forEach((head, i) => (line.cells[i].dataset.label = head));
-      cell.append(element("a", run.id, { href: run.repo ? `${run.repo}/blob/main/${run.path}` : "generated/results.html#runs", title: run.path }));
+      cell.append(element("a", run.id.split("-").pop(), { href: `generated/runs.html#${run.id}`, title: run.id }));
     }
     const wrap = element("div", "", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "Measured runs" });
     wrap.append(node);
