@@ -326,7 +326,7 @@ def _pictures(speed: dict) -> str:
 
 
 def _median(times: dict) -> str:
-    return f"{times['median']:.1f} ({times['p10']:.1f}-{times['p90']:.1f})"
+    return f"{times['median']:.1f} ({times['p10']:.1f} to {times['p90']:.1f})"
 
 
 def pictures(rows: list[Row]) -> dict[Path, bytes]:
