@@ -112,7 +112,9 @@ def cross(data: Sequence[dict], x: dict, y: dict, tips: list[dict], text: str | 
         {"mark": point, "encoding": dim | units | {"x": x, "y": y, "tooltip": tips}},
     ]
     if text:
-        word = {"type": "text", "dx": 9, "dy": -8, "align": "left", "fontSize": 11, "color": "currentColor"}
+        # On a phone there is no room for a word after the last points.
+        aside = {"align": {"expr": "datum.last ? 'right' : 'left'"}, "dx": {"expr": "datum.last ? -9 : 9"}}
+        word = {"type": "text", **aside, "dy": -8, "fontSize": 11, "color": "currentColor"}
         layers.append({"mark": word, "encoding": dim | {"x": x, "y": y, "text": {"field": text}}})
     return layers
 

@@ -125,8 +125,13 @@ def sentence_of(found: Verdict) -> str:
     """A verdict in one cell of a table in HTML."""
     if found.run is None:
         return f"not comparable: {h('; '.join(found.reasons))}"
-    spread = f" ({found.interval[0]:+.0%} to {found.interval[1]:+.0%})" if found.interval else ""
-    return f"<b>{found.word}</b>: {found.measured:+.0%}{spread}; {h('; '.join(found.reasons))}"
+    return f"<b>{found.word}</b>: {signed(found.measured, found.interval)}; {h('; '.join(found.reasons))}"
+
+
+def signed(gain: float, interval: tuple[float, float] | None = None) -> str:
+    """A gain: `+30 % (+28 % to +33 %)`."""
+    spread = f" ({signed(interval[0])} to {signed(interval[1])})" if interval else ""
+    return f"{100 * gain:+.0f} %{spread}"
 
 
 def measured_here(papers: list[dict], runs: list[dict]) -> dict[str, str]:
@@ -158,7 +163,9 @@ def run_cells(runs: list[dict], page: str) -> list[list[str]]:
     for run in runs:
         speed = max(run["speed"], key=lambda s: s["pictures"], default=None)
         times = (
-            f"{speed['speedup']:.2f}x ({speed['speedup_ci95'][0]:.2f}-{speed['speedup_ci95'][1]:.2f})" if speed else "-"
+            f"{speed['speedup']:.2f}x ({speed['speedup_ci95'][0]:.2f} to {speed['speedup_ci95'][1]:.2f})"
+            if speed
+            else "-"
         )
         quality = results.value(next((q for q in run["quality"] if q["metric"] == "psnr"), None), 1)
         unit = run["config"]["granularity"]

@@ -120,7 +120,8 @@ def site_page(rows: list[Row]) -> str:
             "## What it says\n\n" + reading(runs),
             "## Pictures\n\nThe same noise and the same prompt in every column; one by one in the "
             "[image lab](lab.md).\n\n"
-            "![Dense and pruned pictures from the same noise and prompt](../pictures/embedded-grid.png)\n\n" + CREDIT,
+            '<div class="wide" tabindex="0" role="region" aria-label="Pictures"><img alt="Dense and pruned pictures '
+            'from the same noise and prompt" src="../pictures/embedded-grid.png"></div>\n\n' + CREDIT,
             "## Runs\n\nWith all other suites, sortable and side by side: [all runs](runs.md).\n\n"
             + "\n".join(provenance),
             *filter(None, [third_party(other_machines())]),
@@ -136,7 +137,9 @@ def criteria_page(shown: list[Row]) -> str:
     if not runs:
         return "# Criteria compared\n\nNo published run yet. Run `python -m reference.bench --suite engine`.\n"
     first = runs[0]
-    rows = [list(criteria_table.COLUMNS), ["---"] * len(criteria_table.COLUMNS), *criteria_table.rows(runs)]
+    order = list(charts.MARKS)
+    listed = sorted(criteria_table.rows(runs), key=lambda row: order.index(charts.pattern(row[0])))
+    rows = [list(criteria_table.COLUMNS), ["---"] * len(criteria_table.COLUMNS), *listed]
     return "\n\n".join(
         [
             "---\nhide: [toc]\n---",
@@ -163,8 +166,9 @@ def peer_checks() -> str:
     """Section with what came out when the authors' programs ran beside ours on the same numbers."""
     rows = ["| Program and commit | Compared | Found |", "|---|---|---|"]
     for check in json.loads(PEER_CHECKS.read_text()):
+        what = check["what"].replace("_", "_<wbr>")  # names of functions are wider than a phone
         found = [f"{name.replace('_', ' ')}: {_short(v)}" for name, v in check.items() if name not in KNOWN]
-        rows.append(f"| {check['peer']} `{check['commit'][:7]}` | {check['what']} | {'<br>'.join(found)} |")
+        rows.append(f"| {check['peer']} `{check['commit'][:7]}` | {what} | {'<br>'.join(found)} |")
     return (
         "## Against the authors' programs\n\nRun beside ours on the same weights and inputs; their code is not part of "
         "this repository. Numbers: `results/peer-checks/criteria.json`.\n\n" + "\n".join(rows)
@@ -250,7 +254,7 @@ def _covered(verdict: dict, number: dict[str, int]) -> str:
     if "parameters" not in verdict:
         return "exact"
     before, after = verdict["parameters"]
-    return f"exact, {(after - before) / before:.0%}".replace("%", " %")
+    return f"exact, {round(100 * (after - before) / before)} %"
 
 
 def machine(run: dict) -> str:
@@ -322,7 +326,7 @@ def _pictures(speed: dict) -> str:
 
 
 def _median(times: dict) -> str:
-    return f"{times['median']:.1f} ({times['p10']:.1f}-{times['p90']:.1f})"
+    return f"{times['median']:.1f} ({times['p10']:.1f} to {times['p90']:.1f})"
 
 
 def pictures(rows: list[Row]) -> dict[Path, bytes]:

@@ -37,6 +37,7 @@ def pareto(rows: Iterable[Row]) -> Chart | None:
         return None
     for one in data:
         one["standing"] = standing(one, data)
+        one["last"] = one["x"] > 0.7 * max(d["x2"] for d in data) + 0.3 * min(d["x1"] for d in data)
     x = quantity("x", f"realised speed-up over dense, {data[0]['pictures']} pictures a batch")
     y = quantity("y", "PSNR to the dense picture, dB")
     tips = tooltips(what="run", x="speed-up", y="PSNR, dB", standing="standing", phantom="phantom", run="run id")

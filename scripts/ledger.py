@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from scripts import charts, claims, export
 from scripts.charts import Chart, quantity, tooltips
-from scripts.claims import FOUNDING, GAINS, WORDS, Verdict
+from scripts.claims import FOUNDING, GAINS, WORDS, Verdict, signed
 from scripts.sheet import Column, Line, sheet
 from scripts.text import NOTE, anchor, h
 
@@ -139,10 +139,7 @@ def scatter(judged: Sequence[Entry]) -> Chart | None:
         "Claimed against measured gain",
         charts.spec(f"{len(data)} claims: the gain that was claimed against ours.", data, layer=layers),
         ("Who", "Claim", "Claimed", "Measured (95 %)", "Verdict"),
-        [
-            (d["who"], d["what"], f"{d['x']:+.0%}", f"{d['y']:+.0%} ({d['y1']:+.0%} to {d['y2']:+.0%})", d["word"])
-            for d in data
-        ],
+        [(d["who"], d["what"], signed(d["x"]), signed(d["y"], (d["y1"], d["y2"])), d["word"]) for d in data],
         {},
         "On the dashed line a claim holds exactly. A gain of +30 % is 1.3 times as fast, or 30 % less. Claims that no "
         "run tests are in the table below, with what differs.",
@@ -185,15 +182,14 @@ def line(entry: Entry) -> Line:
     """A claim in the table."""
     v = entry.verdict
     who = h(entry.who) if entry.paper is None else anchor(entry.who.split(":")[0], f"papers/{entry.paper}.html")
-    spread = f" ({v.interval[0]:+.0%} to {v.interval[1]:+.0%})" if v.interval else ""
     run = f' <a href="runs.html#{h(v.run["run_id"])}">run</a>' if v.run else ""
     cells = [
         (who, None),
         (h(entry.metric), None),
         (h(entry.setting), None),
         (h(entry.numbers), None),
-        ("-" if entry.claimed is None else f"{entry.claimed:+.0%}", entry.claimed),
-        ("-" if v.measured is None else f"{v.measured:+.0%}{spread}", v.measured),
+        ("-" if entry.claimed is None else signed(entry.claimed), entry.claimed),
+        ("-" if v.measured is None else signed(v.measured, v.interval), v.measured),
         (f"<b>{h(v.word)}</b>" if v.run else h(v.word), None),
         (h("; ".join(v.reasons)) + run, None),
         (entry.printed, None),
@@ -222,8 +218,8 @@ def feed(judged: Sequence[Entry], site: str) -> str:
             "date": entry.verdict.run["created"],
             "tags": [entry.verdict.word],
             "summary": "Claimed "
-            + (entry.numbers if entry.claimed is None else f"{entry.claimed:+.0%}")
-            + ("" if entry.verdict.measured is None else f", measured {entry.verdict.measured:+.0%}")
+            + (entry.numbers if entry.claimed is None else signed(entry.claimed))
+            + ("" if entry.verdict.measured is None else f", measured {signed(entry.verdict.measured)}")
             + f"; run {entry.verdict.run['run_id']}.",
         }
         for entry in given

@@ -131,15 +131,15 @@ def bars(cell: Cell, runs: list[dict], mark: str = "", link: str = "{}.html") ->
         data = "no" if name in WITHOUT_DATA else "yes"
         rows.append(
             f'<tr{own}><th scope="row"><a href="{link.format(h(name))}">{h(name)}</a></th>'
-            f"<td>{h(run['config'].get('scope', 'layer'))}</td><td>{data}</td>"
             f"<td>{h(figure(run))}</td>"
             f'<td class="bar" aria-hidden="true"><svg viewBox="0 0 100 12" preserveAspectRatio="none">'
             f'<rect width="{value:.1f}" height="12" fill="{unit if own or not mark else "var(--other-unit)"}"/>'
             f'<path d="M{left:.1f} 6H{right:.1f}" stroke="currentColor" stroke-width="2"/></svg></td>'
+            f"<td>{h(run['config'].get('scope', 'layer'))}</td><td>{data}</td>"
             f"<td>{run['achieved']['prune_seconds']:.1f} s</td></tr>"
         )
-    head = "<th>Criterion</th><th>Ranked within</th><th>Data</th><th>Prediction error (95 %)</th>"
-    head += '<th aria-hidden="true"></th><th>Scored and cut in</th>'
+    head = '<th>Criterion</th><th>Prediction error (95 %)</th><th aria-hidden="true"></th>'
+    head += "<th>Ranked within</th><th>Data</th><th>Scored and cut in</th>"
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{h(cell)}"><table class="bars">'
         f"<caption>{h(cell)}: <code>{h(cell.model)}</code>, {h(cell.suite)} suite</caption>"

@@ -209,7 +209,8 @@ def pictures(runs: list[dict], name: str) -> tuple[list[str], dict[Path, bytes]]
         "",
         "The same noise and the same prompt in every column; the dense model above.",
         "",
-        f"![Pictures by the dense model and after pruning, {name}](pictures/{file})",
+        f'<div class="wide" tabindex="0" role="region" aria-label="Pictures">'
+        f'<img alt="Pictures by the dense model and after pruning, {name}" src="pictures/{file}"></div>',
         "",
         evidence.CREDIT,
         "",
@@ -257,9 +258,9 @@ def criterion_page(name: str, papers: list[dict], vocab: dict, runs: dict, found
         *head(f"{kind.title}", f"{module.replace('.', '/')}.py"),
         idea(module),
         "",
-        f"In papers.yaml: [{esc(vocab['criterion'][kind.catalogue]['label'])}]"
+        f"The catalogue files papers that use it under [{esc(vocab['criterion'][kind.catalogue]['label'])}]"
         f"(../glossary.md#{slug('criterion', kind.catalogue)}). "
-        + ("Needs no data." if name in WITHOUT_DATA else "Looks at data: it takes `calibration`, else it raises."),
+        + ("It needs no data." if name in WITHOUT_DATA else "It looks at data: call it with `calibration`."),
         "",
         "## The equation and the code",
         "",
@@ -299,7 +300,8 @@ def entry_page(name: str, papers: list[dict], vocab: dict, runs: dict, found: di
         *head(kind.title, f"{kind.module}.py"),
         idea(kind.module),
         "",
-        f"In papers.yaml: {kind.field} {terms}. In pictures: [taxonomy](../../taxonomy.md).",
+        f"The catalogue files its papers under the {kind.field} {terms}; the [taxonomy](../../taxonomy.md) draws what "
+        "goes.",
         "",
         "## The equation and the code",
         "",
@@ -310,7 +312,12 @@ def entry_page(name: str, papers: list[dict], vocab: dict, runs: dict, found: di
     if embedded:
         lines += [*over_rates(runs["embedded"], embedded, name), ""]
         lines += [evidence.table(with_dense(runs["embedded"], embedded), evidence.README_COLUMNS), ""]
-        lines += ["Magnitude throughout. Every run, with its file and command: [results](../results.md).", ""]
+        lines += [
+            "All scored by magnitude. *Other noise* is how near two dense pictures of one prompt are that differ in "
+            "their noise alone: below it, pruning changes a picture more than another seed does. Every run, with its "
+            "file and command: [results](../results.md).",
+            "",
+        ]
     else:
         lines += ["Time and bytes of this entry are not measured yet; `make bench` measures the others.", ""]
     mine = {cell: there for cell, there in found.items() if cell.granularity in kind.granularities and len(there) > 1}
@@ -393,14 +400,15 @@ def index_page(found: dict) -> str:
         "| Entry | Removes | Idea |",
         "|---|---|---|",
         *(
-            f"| [{esc(kind.title)}]({name}.md) | {_units(kind)} | {idea(kind.module)} |"
+            f"| [{esc(kind.title)}]({name}.md) | {_units(kind)} | {_idea_alone(kind.module)} |"
             for name, kind in ENTRIES.items()
         ),
         "",
         "## Criteria",
         "",
-        "Prediction error at one rate a unit, nothing trained afterwards, the best scope of each; the lowest of a "
-        "column in bold, - where the criterion does not rank such units. Intervals stand on the pages.",
+        "Error of the prediction with that share of that unit removed and nothing trained afterwards: 0 is the dense "
+        "model, 1 is as much as nothing predicted. The lowest of a column is bold; a dash: it does not rank such "
+        "units. Intervals are on the pages.",
         "",
         "| Criterion | Data | " + " | ".join(rates[unit] for unit in units) + " |",
         "|---|---|" + "---:|" * len(units),
@@ -418,6 +426,12 @@ def index_page(found: dict) -> str:
         data = "no" if name in WITHOUT_DATA else "yes"
         lines.append(f"| [{esc(kind.title)}]({name}.md) | {data} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def _idea_alone(module: str) -> str:
+    """The idea without the name before its colon, which stands in a column of its own."""
+    text = idea(module).partition(": ")[2] or idea(module)
+    return text[0].upper() + text[1:]
 
 
 def _units(kind: Entry) -> str:

@@ -64,8 +64,8 @@ def page_head(title: str, source: str, text: str) -> list[str]:
 
 
 def unbroken(page: str) -> str:
-    """A page in whose tables no interval such as `(0.99-1.03)` is broken at its hyphen."""
-    interval = re.compile(r"\((?:-?[\d.]+-[\d.]+|[-+]?[\d.]+%? to [-+]?[\d.]+%?)\)")
+    """A page in whose tables no interval such as `(0.99 to 1.03)` is broken."""
+    interval = re.compile(r"\([-+]?[\d.]+(?: %)? to [-+]?[\d.]+(?: %)?\)")
     rows = (
         interval.sub(r'<span class="interval">\g<0></span>', line) if line.startswith("|") else line
         for line in page.split("\n")

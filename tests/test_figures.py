@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from scripts import charts, figures, figures_damage, figures_quality, figures_speed, lab, ledger, run_table, runs
+from scripts.text import unbroken
 
 COUNTS = {"parameters": 100, "macs": 1000, "macs_nonzero": 1000, "bytes": 200, "nonzero": 100}
 ENVIRONMENT = {"device": "cpu", "cpu": "a <processor>", "cores": 2, "torch": "2", "diffusers": "1", "python": "3"}
@@ -265,3 +266,18 @@ def test_the_claims_suite_is_judged_beside_the_papers():
     assert entries["no-paper"].verdict.reasons[0] == "saves 0.5 GB"
     assert "Reproduced: Alpha" in ledger.feed(list(entries.values()), "")
     assert len(ledger.scatter(list(entries.values())).table) == 1
+
+
+def test_a_session_is_told_in_days_and_minutes():
+    assert run_table.when("2026-11-22T06:00:13", "2026-11-22T06:04:47") == "2026-11-22, 06:00 to 06:04 UTC"
+    assert run_table.when("2026-11-21T23:58", "2026-11-22T00:04") == "2026-11-21, 23:58 to 2026-11-22, 00:04 UTC"
+    assert [run_table.duration(seconds) for seconds in (12.4, 254, 7205)] == ["12 s", "4 min 14 s", "2 h 0 min 5 s"]
+
+
+def test_intervals_in_tables_are_not_broken():
+    rows = ["| 1.00x (0.99 to 1.03) phantom |", "| +0 % (-1 % to +2 %) |", "| (a to b) |", "Text (0.99 to 1.03) stays."]
+    assert unbroken("\n".join(rows)).split("\n") == [
+        '| 1.00x <span class="interval">(0.99 to 1.03)</span> phantom |',
+        '| +0 % <span class="interval">(-1 % to +2 %)</span> |',
+        *rows[2:],
+    ]

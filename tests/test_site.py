@@ -449,7 +449,29 @@ def test_chooser_names_the_missing_run(tab, site):
     assert set(shown(page)) == wanted
 
 
-def test_chooser_on_a_phone_answers_without_scrolling_sideways(tab):
-    page = tab("index.html", **PHONE)
+@pytest.mark.parametrize(
+    ("path", "table"), [("index.html", ".answer table"), ("generated/papers/obs-diff.html", "table")]
+)
+def test_a_row_is_a_card_on_a_phone(tab, path, table):
+    """Nothing is moved sideways, and each value stands beside the name of its column, which does not cover the next."""
+    page = tab(path, **PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert page.locator(".answer table").first.is_visible()
+    cells = page.locator(f"{table}.stack td").all()
+    assert len(cells) > 20
+    names = {cell.evaluate("node => getComputedStyle(node, '::before').content").strip('"') for cell in cells}
+    assert names == set(page.locator(f"{table}.stack th").all_text_contents())
+    assert all(box["x"] + box["width"] <= 390 for box in (cell.bounding_box() for cell in cells))
+    assert not any(cell.evaluate("node => node.scrollHeight > node.clientHeight") for cell in cells)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["guides/prune.html", "guides/share.html", "guides/add-a-method.html", "guides/reproduce.html", "benchmarks.html"],
+)
+def test_code_of_the_guides_is_not_cut_off(tab, path):
+    """Neither on a desktop, where no line is wider than its box, nor on a phone, where commands are wrapped."""
+    page = tab(path, viewport={"width": 1300, "height": 900})
+    assert page.locator("pre > code").count() > 1
+    cut = "nodes => nodes.filter((node) => node.scrollWidth > node.clientWidth).map((node) => node.textContent)"
+    assert page.locator("pre > code").evaluate_all(cut) == []
+    assert tab(path, **PHONE).locator(".language-sh pre > code").evaluate_all(cut) == []
