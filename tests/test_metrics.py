@@ -92,6 +92,18 @@ def test_frechet_distance_agrees_with_torchmetrics_and_sees_a_shift():
     assert metrics.frechet_distance(y, y, prompts=300)["value"] == pytest.approx(0, abs=1e-6)
 
 
+def test_the_frechet_interval_surrounds_its_value_where_features_outnumber_pictures():
+    """As in the protocols: 48 prompts, 64 features. What such a distance is too large by is in both."""
+    spread = []
+    for seed in range(8):
+        x, y = torch.randn(48, 64, generator=rng(seed)), torch.randn(500, 64, generator=rng(100))
+        found = metrics.frechet_distance(x, y, prompts=48)
+        assert found["ci95"][0] < found["value"] < found["ci95"][1]
+        spread.append((found["value"], found["ci95"][1] - found["ci95"][0]))
+    values, widths = zip(*spread, strict=True)
+    assert 3 * np.std(values) < np.mean(widths) < 7 * np.std(values)  # 3.9 would be exact
+
+
 def test_distances_to_the_drawings_grow_with_damage(evaluator, real):
     drawn = drawings(SIZE)[1][:400] / 2 + 0.5
     clean, noisy = (
