@@ -193,6 +193,29 @@ def test_resume_after_a_kill_and_budget(tmp_path, monkeypatch):
     assert again == runs
 
 
+def test_what_failed_is_tried_again_after_all_else(tmp_path):
+    stage = cells.Stage({"id": "x-1"}, tmp_path, "cpu", torch.float32, True)
+    listed = [cells.Cell("sd1.5", entry, {}) for entry in ("dense", "bad", "good")]
+    file = tmp_path / "protocol.yaml"
+    file.write_text("id: x-1")
+    seen = []
+
+    def measure(run: dict, cell: cells.Cell) -> None:
+        seen.append(cell.entry)
+        if cell.entry == "bad" and seen.count("bad") < 3:
+            raise RuntimeError("out of memory")
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cells.run_cells(file, stage, listed, measure)
+    cells.run_cells(file, stage, listed, measure, resume=True)
+    cells.run_cells(file, stage, listed, measure, resume=True)
+    runs = cells.run_cells(file, stage, listed, measure, resume=True)
+    assert seen == ["dense", "bad", "good", "good", "bad", "bad"]
+    assert [run["status"] for run in runs] == ["ok", "failed", "ok", "failed", "ok"]
+
+
 def test_no_gpu_table_from_a_cpu(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["--suite", "latency", "--out", str(tmp_path)]) == 2

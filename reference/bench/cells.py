@@ -78,8 +78,11 @@ def run_cells(
     """
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     runs = [run for run in results.read(stage.folder) if run["protocol"]["sha256"] == sha256] if resume else []
-    done = {key(run) for run in runs}
-    baselines = {run["subject"]["model"]: run["run_id"] for run in runs if run["subject"]["is_baseline"]}
+    done = {key(run) for run in runs if run["status"] != "failed"}
+    failed = {key(run) for run in runs} - done
+    # What failed is tried again, after all else: a cell that always fails must not eat every budget.
+    cells = sorted(cells, key=lambda cell: key(cell) in failed and cell.entry != "dense")
+    baselines = {r["subject"]["model"]: r["run_id"] for r in runs if r["subject"]["is_baseline"] and key(r) in done}
     for cell in pending(cells, lambda cell: key(cell) in done, budget_s):
         start = time.monotonic()
         baseline = None if cell.entry == "dense" else baselines.get(cell.model)
