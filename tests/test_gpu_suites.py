@@ -3,6 +3,7 @@
 import json
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -191,6 +192,14 @@ def test_resume_after_a_kill_and_budget(tmp_path, monkeypatch):
     assert runs[0]["run_id"] == first[0]["run_id"] == runs[1]["subject"]["baseline_run"]
     _, again = dry_run("latency", tmp_path, "--resume", **changes)
     assert again == runs
+
+
+def test_times_taken_in_turns_share_what_slows_both():
+    slow = np.linspace(1, 2, 40)  # a machine that gets slower, twice as long a call for the dense model
+    in_turns, apart = (timing.compared(2 * slow, slow, in_turns=turns) for turns in (True, False))
+    assert in_turns["speedup"] == apart["speedup"] == 2
+    assert in_turns["speedup_ci95"] == [2, 2]
+    assert apart["speedup_ci95"][0] < 1.8 < 2.2 < apart["speedup_ci95"][1]
 
 
 def test_what_failed_is_tried_again_after_all_else(tmp_path):

@@ -112,7 +112,7 @@ def compare(stage: Stage, subject: Subject, make: Callable[[], nn.Module], mode:
             spent.append(timing.alone(_call(stage, build(), subject.inputs, mode), stage.device, *turns))
             torch._dynamo.reset()
             free(stage.device)
-        return timing.compared(*spent) | {"warmup": turns[0], "repeats": turns[1]}
+        return timing.compared(*spent, in_turns=False) | {"warmup": turns[0], "repeats": turns[1]}
 
 
 def _call(stage: Stage, model: nn.Module, inputs: Mapping, mode: str) -> Callable[[], object]:

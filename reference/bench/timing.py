@@ -41,11 +41,12 @@ def alone(call: Call, device: str, warmup: int, repeats: int) -> list[float]:
     return [milliseconds(call, device) for _ in range(warmup + repeats)][warmup:]
 
 
-def compared(dense: Sequence[float], pruned: Sequence[float]) -> dict:
-    """Both spreads, and the ratio of the medians with a bootstrap interval over the paired turns."""
-    turns = np.array([dense, pruned])
-    samples = turns[:, np.random.default_rng(0).integers(turns.shape[1], size=(BOOTSTRAPS, turns.shape[1]))]
-    ratios = np.median(samples[0], axis=1) / np.median(samples[1], axis=1)
+def compared(dense: Sequence[float], pruned: Sequence[float], in_turns: bool = True) -> dict:
+    """Both spreads, and the ratio of the medians with a bootstrap interval: over turns, else over either's calls."""
+    turns, draws = np.array([dense, pruned]), np.random.default_rng(0)
+    again = draws.integers(turns.shape[1], size=(BOOTSTRAPS, turns.shape[1]))
+    other = again if in_turns else draws.integers(turns.shape[1], size=again.shape)
+    ratios = np.median(turns[0][again], axis=1) / np.median(turns[1][other], axis=1)
     return {
         "dense": spread(turns[0]),
         "pruned": spread(turns[1]),
