@@ -4,6 +4,7 @@ Calls bring their targets under the key `target`. A pipeline draws pictures x_0 
     flow matching       x_t = (1 - sigma) x_0 + sigma e,             target e - x_0
     noise prediction    x_t = sqrt(abar) x_0 + sqrt(1 - abar) e,     target e    (or v, or x_0: `prediction_type`)
     L_t = E || target - prediction(x_t, t) ||^2,                     the mean over samples and elements
+with noise e that is independent of x_0, one a batch for all its steps.
 Deviation from training: x_0 are the model's own pictures, not data.
 
 Shapes: b samples of one call, t steps of a run.
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from reference.calibration import Call, Calls, Source, batches, calls
+from reference.criteria.random import random_generator
 from reference.errors import NotPrunable
 
 
@@ -29,7 +31,8 @@ def training_calls(root: nn.Module, source: Source) -> Iterator[tuple[Call, Tens
             yield call, given["target"]
         return
     for number, (seen, x_0) in enumerate(batches(root, source)):
-        e = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(source.seed + number)).to(x_0)
+        # A generator of its own: seed + number would give back the noise that x_0 was drawn from.
+        e = torch.randn(x_0.shape, generator=random_generator(f"noise of batch {number}", source.seed)).to(x_0)
         for call in seen:
             yield _noised(source.pipeline.scheduler, call, x_0, e)
 
@@ -94,6 +97,9 @@ def _noised(scheduler: Any, call: Call, x_0: Tensor, e: Tensor) -> tuple[Call, T
         )
     repeats = (len(x) // len(x_0), *[1] * (x.ndim - 1))
     t = scheduler.timesteps.unique_consecutive()[call.step_b]  # multistep samplers call twice at one time
+    for counter in ("_begin_index", "_step_index"):  # of the run that has ended: any t would be taken for its last
+        if hasattr(scheduler, counter):
+            setattr(scheduler, counter, None)
     if hasattr(scheduler, "scale_noise"):
         x_t, target = scheduler.scale_noise(x_0, t, e), e - x_0
     else:
@@ -102,8 +108,6 @@ def _noised(scheduler: Any, call: Call, x_0: Tensor, e: Tensor) -> tuple[Call, T
             raise ValueError(f"the scheduler predicts {kind!r}; calibrate with forward keywords that hold `target`")
         x_t, target = scheduler.add_noise(x_0, e, t), {"epsilon": e, "sample": x_0}.get(kind)
         target = scheduler.get_velocity(x_0, e, t) if target is None else target
-        if hasattr(scheduler, "_step_index"):
-            scheduler._step_index = None  # it would count on from the run that has just ended
         x_t = scheduler.scale_model_input(x_t, t[0])
     return call._replace(keywords=call.keywords | {name: x_t.repeat(repeats).to(x.dtype)}), target.repeat(repeats)
 

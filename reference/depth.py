@@ -62,7 +62,8 @@ def remove_blocks(
         scores = score(lists, asked, gone)
         asked = lowest(scores, min(asked, sum(map(len, scores))))
         for group, S_b, mask in zip(lists, scores, asked, strict=True):
-            keep = rounded_keep(group.count - size * int(mask.sum()), group.count, request.round_to, request.min_keep)
+            going = size * int((mask | is_dead(group, gone)).sum())  # rounded, an earlier round may have removed more
+            keep = rounded_keep(group.count - going, group.count, request.round_to, request.min_keep)
             bundles = lowest([S_b], min((group.count - keep) // size, len(S_b)))[0]
             removed[group.name] = torch.zeros(group.count, dtype=torch.bool)
             removed[group.name][[place for b in bundles.nonzero() for place in group.bundles[b]]] = True

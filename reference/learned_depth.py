@@ -10,8 +10,9 @@ over the calls of dense calibration runs. The weights train along, because a pat
 of it, not as what it breaks; afterwards they are put back, and each group keeps the pattern with the largest logit.
 
 Deviations: one draw a call, not one a sample; the loss is the distance to the dense model, not the data's; all weights
-of the blocks train, where the paper prefers LoRA on large models. Calls and a copy of the blocks are kept in memory:
-for small models.
+of the blocks train, where the paper prefers LoRA on large models; gradients are not clipped, and the last logits decide
+where the authors' program asks their exponential average. Calls and a copy of the blocks are kept in memory: for small
+models.
 
 Shapes: p = C(M, N) patterns, m blocks of a group.
 """
@@ -58,6 +59,11 @@ def learn_depth(
     return torch.cat([decide(logits_p, patterns_pm) for logits_p in logits])
 
 
+def temperature(step: int) -> float:
+    """Falls linearly; the last step has COLD."""
+    return HOT + (COLD - HOT) * step / max(STEPS - 1, 1)
+
+
 def _train(
     root: nn.Module,
     group: BlockList,
@@ -81,7 +87,7 @@ def _train(
         )
         for step in tqdm(range(STEPS), desc="learn depth", unit="step", leave=False, disable=None):
             call, v_dense = recorded[int(torch.randint(len(recorded), (1,), generator=generator))]
-            tau = HOT + (COLD - HOT) * step / STEPS
+            tau = temperature(step)
             u_1p = (torch.rand(1, len(patterns_pm), generator=generator) for _ in logits)
             m_b = torch.cat([sample_keep(lo, patterns_pm, u, tau)[0] for lo, u in zip(logits, u_1p, strict=True)])
             keep = {block: m for bundle, m in zip(bundles, m_b, strict=True) for block in bundle}

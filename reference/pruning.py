@@ -21,7 +21,8 @@ __all__ = ["METHODS", "apply_magnitude_pruning", "create_pruned_pipeline", "prun
 
 # Methods by name -> keywords of `prune`, one after the other where the model has such units. Iterative without training
 # in between ends where one shot ends when the criterion is magnitude; it is listed because rounds are what `recover`
-# needs. Besides, every criterion of `request.SERVES` is a method: of the first granularity that it serves.
+# needs. Wanda compares within a row, as its paper does; `plan`'s default is the layer. Besides, every criterion of
+# `request.SERVES` is a method: of the first granularity that it serves.
 METHODS = {
     "magnitude": [{"granularity": "weight"}],
     "structured": [{"granularity": "neuron"}, {"granularity": "channel"}],
@@ -29,6 +30,7 @@ METHODS = {
     "head": [{"granularity": "head"}],
     "2:4": [{"granularity": "2:4"}],
     "depth": [{"granularity": "block"}],
+    "wanda": [{"granularity": "weight", "criterion": "wanda", "scope": "row"}],
 }
 ALIASES = {"attention head": "head"}
 

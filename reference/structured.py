@@ -38,16 +38,18 @@ def remove_units(
     groups, skipped = [group for group in groups if group.name not in unscored], skipped | refused | unscored
     removed: dict[str, Tensor] = {}
     for rate, members in pools(root, groups, request):
-        scores = []
+        scores, deads = [], []
         for group in members:
             S_u = score(group)
             dead = torch.zeros_like(S_u, dtype=torch.bool) if gone is None else gone[group.name]
+            deads.append(dead)
             if request.scope != "layer":
                 # Layers differ in fan-in: without this the narrow ones would lose everything.
                 S_u = S_u / S_u[~dead].mean().clamp_min(torch.finfo().tiny)
             scores.append(S_u.masked_fill(dead, -1))  # below every score
         asked = lowest(scores, count_to_remove(rate, sum(group.count for group in members)))
-        for group, S_u, mask in zip(members, scores, asked, strict=True):
-            keep = rounded_keep(int((~mask).sum()), group.count, request.round_to, request.min_keep)
+        for group, S_u, mask, dead in zip(members, scores, asked, deads, strict=True):
+            # An earlier round may have removed more than is asked now: it was rounded to a tile.
+            keep = rounded_keep(int((~mask & ~dead).sum()), group.count, request.round_to, request.min_keep)
             removed[group.name] = lowest([S_u], group.count - keep)[0]
     return {group.name: removed[group.name] for group in groups}, skipped

@@ -131,7 +131,12 @@ def test_a_calibration_is_run_on_the_loaded_pipeline():
     made_for = reference.create_pruned_pipeline("openmoji-mmdit", 0.0)
     calibration = reference.Calibration(made_for, ["red heart"], steps=2)
     pipeline = reference.create_pruned_pipeline("openmoji-mmdit", 0.3, "wanda", calibration=calibration)
-    assert pipeline.pruning_reports[0].unit_rate == pytest.approx(0.3, abs=1e-4)
+    report = pipeline.pruning_reports[0]
+    assert report.unit_rate == pytest.approx(0.3, abs=1e-4)
+    # Wanda by its name is the paper's: every output row loses as many.
+    layer = report.layers[0].name
+    per_row = report.plan.removed(layer).flatten(1).sum(1)
+    assert (per_row == int(0.3 * report.plan.shapes[layer][1] + 0.5)).all()
 
 
 def test_nonsense_is_refused_before_anything_is_loaded(monkeypatch):

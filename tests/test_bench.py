@@ -12,6 +12,7 @@ import yaml
 
 from reference.bench import measure, results
 from reference.bench.__main__ import PROTOCOLS, list_jobs, main
+from reference.embedded import load_embedded
 from tests.conftest import tiny_mmdit
 
 PROTOCOL = {
@@ -137,6 +138,23 @@ def test_macs_of_one_linear_layer_and_its_zeros():
         layer.weight[:3] = 0
     counted = measure.count(layer, {"input": torch.ones(5, 8)})
     assert counted == {"parameters": 48, "nonzero": 24, "macs": 240, "macs_nonzero": 120}
+
+
+def test_macs_of_attention_on_a_cpu():
+    class Attention(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+    counted = measure.count(Attention(), {"x": torch.ones(3, 2, 16, 8)})  # b, heads, tokens, width of a head
+    assert counted["macs"] == counted["macs_nonzero"] == 2 * 3 * 2 * 16 * 16 * 8  # q k^T, and its softmax times v
+
+
+def test_pictures_that_are_no_numbers_are_a_failure():
+    pipeline = load_embedded("openmoji-mmdit", torch.float32)
+    with torch.no_grad():
+        pipeline.denoiser.proj_out.bias[0] = float("nan")
+    with pytest.raises(ValueError, match="1 of 1 pictures hold values that are not finite"):
+        measure.draw(pipeline, ["red heart"], measure.noise(pipeline, 1, [0]), 2, 3.0)
 
 
 def test_a_slower_model_is_measured_slower():

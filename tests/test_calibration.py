@@ -19,6 +19,7 @@ from reference.engine import prune
 from reference.loaders import load_pipeline
 from reference.request import SERVES, WITHOUT_DATA
 from reference.scoring import hessians
+from tests import svdquant_files
 from tests.conftest import TEXT_TOKENS, forward, tiny_mmdit
 from tests.zoo import make
 
@@ -129,6 +130,11 @@ def test_step_weights_reach_the_rows_of_their_samples(mmdit):
 # -- the loss -------------------------------------------------------------------------------------------------------
 
 
+def first_inputs(pipe, source: Calibration) -> list[dict]:
+    """Keywords of the first call of every batch: pure noise."""
+    return [call.keywords for call in calls(pipe.transformer, source) if int(call.step_b[0]) == 0]
+
+
 def test_flow_targets_lie_on_the_line_from_noise_to_picture(pipe):
     """x_t = (1 - sigma) x_0 + sigma e and the target is e - x_0: x_t + (1 - sigma) target = e."""
     source = Calibration(pipe, PROMPTS[:1], steps=4)
@@ -140,6 +146,25 @@ def test_flow_targets_lie_on_the_line_from_noise_to_picture(pipe):
     ]
     assert all(torch.allclose(end, ends[0], atol=1e-5) for end in ends)
     assert [round(float(s), 2) for s in sigmas] == [1.0, 0.67, 0.33, 0.0]  # diffusers spaces them so
+    # The noise is another than that which the picture was drawn from: it knows nothing of the picture, as in training.
+    (seen,) = [keywords["hidden_states"][:1] for keywords in first_inputs(pipe, source)]
+    e = ends[0].flatten()
+    assert abs(float(torch.corrcoef(torch.stack([e, seen.flatten()]))[0, 1])) < 0.1
+
+
+def test_every_step_of_flux_is_noised_by_its_own_sigma(tmp_path):
+    """FLUX's pipeline tells the scheduler where it begins, after which the scheduler takes any time for the latest."""
+    flux = load_pipeline(str(svdquant_files.write_pipeline(tmp_path)), dtype=torch.float32)
+    source = Calibration(flux, PROMPTS[:1], steps=4, keywords={"height": 32, "width": 32, "max_sequence_length": 8})
+    made = list(training_calls(flux.transformer, source))
+    sigmas = [float(call.keywords["timestep"][0]) for call, _ in made]
+    assert (len(sigmas), sigmas[0]) == (4, 1)
+    assert sigmas == sorted(sigmas, reverse=True)
+    ends = [
+        call.keywords["hidden_states"] + (1 - sigma) * target
+        for (call, target), sigma in zip(made, sigmas, strict=True)
+    ]
+    assert all(torch.allclose(end, ends[0], atol=1e-4) for end in ends)
 
 
 def test_the_trained_model_knows_its_loss_and_a_flipped_one_is_refused(pipe):

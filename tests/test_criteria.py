@@ -556,8 +556,8 @@ def test_timestep_weights_of_bad_or_single_steps():
 def test_weighted_accumulation_counts_samples_by_their_step():
     X_bni, a_b = noise(3, 4, 5), torch.tensor([1.2, 1.0, 0.8])
     H, weight = torch.zeros(1, 5, 5), 0.0
-    weight = obs_diff.accumulate(H, weight, linear_rows(X_bni), a_b)
-    weight = obs_diff.accumulate(H, weight, linear_rows(X_bni[:1]), torch.tensor([0.5]))
+    weight = hessian.accumulate(H, weight, linear_rows(X_bni), a_b.repeat_interleave(4))
+    weight = hessian.accumulate(H, weight, linear_rows(X_bni[:1]), torch.full((4,), 0.5))
     plain = sum(a * x.T @ x for a, x in zip((*a_b, 0.5), (*X_bni, X_bni[0]), strict=True)) / (4 * 3.5)
     assert weight == pytest.approx(4 * 3.5)
     assert torch.allclose(H[0], plain, atol=1e-6)

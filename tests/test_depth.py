@@ -8,6 +8,7 @@ import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 
 import reference
+from reference import learned_depth
 from reference.anatomy.skipping import masked_blocks, streams
 from reference.criteria.sensitivity import greedy
 from tests.conftest import deviation, forward, tiny_mmdit
@@ -274,6 +275,11 @@ def test_a_block_that_does_nothing_goes_first(criterion, scope):
     assert plan.keep["transformer_blocks"].tolist() == [0, 1, 2, 4, 5]
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_temperature_falls_from_hot_to_cold():
+    found = [learned_depth.temperature(step) for step in (0, learned_depth.STEPS - 1)]
+    assert found == pytest.approx([4.0, 0.1])
 
 
 def test_learned_gates_keep_as_many_of_each_group_and_put_the_weights_back():

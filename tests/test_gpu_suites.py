@@ -95,8 +95,8 @@ def test_latency_counts_what_is_left(latency_runs):
     dense, mask, two_to_four, heads, depth, fp8, best, rank = (r["achieved"] for r in latency_runs[1][:8])
     assert mask["parameters"] == dense["parameters"]
     assert mask["macs"] == dense["macs"]
-    assert mask["macs_nonzero"] == pytest.approx(0.5 * dense["macs"], rel=0.05)
-    assert two_to_four["macs_nonzero"] == pytest.approx(0.5 * dense["macs"], rel=0.05)
+    for halved in (mask, two_to_four):  # of the products with weights; those of attention stay whole
+        assert 0.48 * dense["macs"] < halved["macs_nonzero"] < 0.55 * dense["macs"]
     assert fp8["macs"] == dense["macs"]
     assert fp8["weight_bytes"] < 0.65 * dense["weight_bytes"]  # the modulation stays as it was
     assert best["parameters"] < min(heads["parameters"], depth["parameters"]) < dense["parameters"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import reference
+from reference.engine import _plan, carry_out
 from reference.iterative import SCHEDULES, rates_by_round
 from reference.request import Request
 from tests.conftest import deviation, forward, tiny_mmdit
@@ -63,6 +64,18 @@ def test_training_between_rounds_cannot_revive(granularity):
     again = reference.apply(dense, report.plan)
     assert again.parameters_after == report.parameters_after
     assert deviation(forward(dense), forward(model)) > 1e-3  # the weights that were trained differ
+
+
+def test_rounding_to_tiles_brings_nothing_back(mmdit):
+    """Rounded to tiles, a round may remove more of a group than global scope asks of it in the next one."""
+    before = None
+    for request in rates_by_round(Request("neuron", 0.4, scope="global", round_to=64), "linear", 6):
+        plan = _plan(mmdit, request, None, before)
+        now = {name: plan.removed(name) for name in plan.keep}
+        assert before is None or all((now[name] | ~gone).all() for name, gone in before.items())
+        before = now
+        carry_out(mmdit, plan, "mask")
+    assert sum(int(gone.sum()) for gone in before.values()) > 0
 
 
 def test_structured_rounds_cut_what_they_masked():

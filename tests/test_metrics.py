@@ -135,6 +135,12 @@ def test_a_rank_counts_better_names(evaluator, real):
     assert ranks(evaluator, x[:1].repeat(2, 1, 1, 1), [best, worst], names).tolist() == [0, len(names) - 1]
 
 
+def test_a_picture_that_is_no_number_finds_nothing(evaluator, real):
+    names, x = real
+    broken = torch.full_like(x[:2], float("nan"))
+    assert ranks(evaluator, broken, names[:2], names).tolist() == [len(names)] * 2
+
+
 def test_the_evaluator_ships_small_with_its_own_retrieval(evaluator):
     files = [f for f in WEIGHTS.iterdir() if f.is_file()]
     assert sum(f.stat().st_size for f in files) < 4_000_000

@@ -22,7 +22,10 @@ TO_DENSE = ("psnr", "ssim", "feature_cosine", "picture_error")
 
 
 def interval(values: np.ndarray | Tensor) -> dict:
-    """Mean over all values (s, p) or (p,), with a 95 % bootstrap interval over the p prompts."""
+    """Mean over all values (s, p) or (p,), with a 95 % bootstrap interval over the p prompts.
+
+    Without spread it is a point: of "never in 48 prompts" a bootstrap cannot say how often in the next 48.
+    """
     values = np.atleast_2d(np.asarray(values, dtype=np.float64))
     per_prompt, value = values.mean(0), float(values.mean())
     ci95 = [value, value]
@@ -61,8 +64,10 @@ def fidelity(evaluator: Evaluator, pictures: Tensor, dense: Tensor) -> list[dict
 def kernel_distance(x_nf: Tensor, y_mf: Tensor, prompts: int) -> dict:
     """Kernel distance (Binkowski et al. 2018, arXiv 1801.01401, section 4) of n pictures to m drawings, by features.
 
-    Unbiased squared MMD with k(a, b) = (<a, b> / f + 1)^3. The interval is a bootstrap over the `prompts` (the last of
-    the axes that x was flattened from) of the first-order terms of the estimate, for fixed drawings.
+    Unbiased squared MMD with k(a, b) = (<a, b> / f + 1)^3, for independent pictures: with several seeds, those of one
+    prompt are alike, which lifts it a little, the dense model's as well. The interval is a bootstrap over the
+    `prompts` (the last of the axes that x was flattened from) of the first-order terms of the estimate, for fixed
+    drawings.
     """
     k = lambda a, b: ((a @ b.T) / a.shape[1] + 1) ** 3  # noqa: E731
     x, y = x_nf.double(), y_mf.double()

@@ -17,7 +17,6 @@ import diffusers
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from reference.bench import measure
 from reference.embedded.pipeline import EmbeddedPipeline
@@ -57,7 +56,7 @@ def costs(pipeline: EmbeddedPipeline, partner: dict, sampler: dict, dtype: torch
         calls += 1
 
     handle = pipeline.denoiser.register_forward_hook(count)
-    with FlopCounterMode(display=False) as counter:
+    with measure.flop_counter() as counter:
         measure.draw(pipeline, ["red heart"], measure.noise(pipeline, 1, [0]), **sampler)
     handle.remove()
     tensors = {name: w if w.dtype == torch.float8_e4m3fn else w.to(dtype) for name, w in _weights(pipeline).items()}

@@ -6,15 +6,18 @@
 
 so that the first steps count most: their error runs through all the others. The weights go by step *index*: a sampler
 with other spacing weighs the same noise level otherwise. `noise_level_weights` goes by the level itself and equals
-log-decrease where the levels are evenly spaced.
+log-decrease where the levels are evenly spaced; `reference.plan` takes the index.
 
-Packages: the layers, in the order in which they run, are cut into P = 4 contiguous lists. One calibration run serves
-all Hessians of a package; the next package sees the earlier ones pruned. P passes, 1 / P of the memory.
+Packages: the layers, in module order, are cut into P = 4 contiguous lists. One calibration run serves all Hessians of a
+package; the next package sees the earlier ones pruned. P passes, 1 / P of the memory. Module order is the order in
+which layers run, but for two: diffusers lists the middle of a U-Net after the way up, and `proj_out` of FLUX's single
+blocks before their attention.
 
 The formulas are those of the authors' program (Alrightlone/OBS-Diff, 3383a4f; its default is uniform, not the paper's
-log-decrease). Deviation: rows are counted, not pictures, a constant factor of H while pictures have equally many.
+log-decrease). Deviations: rows are counted, not pictures, a constant factor of H while pictures have equally many; the
+authors keep q, k and v of an attention in one package, here a package may end between them.
 
-Shapes: T steps, g groups, n rows, i inputs (`layer_inputs.py`), b samples with n / b rows each, sample after sample.
+Shapes: T steps.
 """
 
 import math
@@ -24,8 +27,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-
-from reference.criteria import hessian
 
 STRATEGIES = ("uniform", "linear-increase", "linear-decrease", "log-increase", "log-decrease")
 Item = TypeVar("Item")
@@ -53,17 +54,8 @@ def noise_level_weights(sigma_T: Tensor, a_min: float = 0.8, a_max: float = 1.2)
     return (a_min + (a_max - a_min) * rise).float()
 
 
-def accumulate(H_gii: Tensor, weight: float, X_gni: Tensor, a_b: Tensor) -> float:
-    """`hessian.accumulate` with the weight of each sample's step; a_b of length 1 if all samples are at one step."""
-    a_n = a_b.to(X_gni.device).repeat_interleave(X_gni.shape[1] // len(a_b))
-    return hessian.accumulate(H_gii, weight, X_gni, a_n)
-
-
 def packages(items: Sequence[Item], count: int = 4) -> list[list[Item]]:
-    """`items` in order, cut into `count` contiguous lists, the first ones longer by one; never an empty list.
-
-    An item is a layer, or a tuple of layers that read the same input (q, k, v) and stay together.
-    """
+    """`items` in order, cut into `count` contiguous lists, the first ones longer by one; never an empty list."""
     if count < 1:
         raise ValueError(f"at least one package, not {count}")
     count = min(count, len(items))

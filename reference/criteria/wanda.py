@@ -2,12 +2,14 @@
 
     S_oi = |W_oi| * ||X_i||_2          compared within one output row, or M inputs of it (N:M)
 
-Nothing is updated, so this is the cheap baseline of `obs.py`: the exact error of removing one weight alone if the
-inputs are uncorrelated. Memory O(i) a layer: only running sums of squares are kept.
+Nothing is updated, so this is the cheap baseline of `obs.py`: squared, the exact error of removing one weight alone,
+and of several if their inputs are uncorrelated. Memory O(i) a layer: only running sums of squares are kept.
 
-Deviations: the norm is the root of the mean square over rows, not of the sum; a constant factor of a layer changes no
-mask. k = floor(amount * i + 0.5) a row as everywhere here, where the authors truncate. Convolutions, which the authors
-do not treat, are linear layers on patches; a grouped one has its own inputs in each group.
+Deviations: all layers see the dense model's inputs, in one run, where the authors go block by block and show each what
+the pruned ones before it put out; "within one output row" is scope `row`, which has to be asked for. The norm is the
+root of the mean square over rows, not of the sum; a constant factor of a layer changes no mask.
+k = floor(amount * i + 0.5) a row as everywhere here, where the authors truncate. Convolutions, which the authors do not
+treat, are linear layers on patches; a grouped one has its own inputs in each group.
 
 Shapes: g groups (1 unless a grouped convolution), n rows, o outputs and i inputs of one group (`layer_inputs.py`).
 """

@@ -94,10 +94,13 @@ def load_evaluator(folder: Path = WEIGHTS) -> Evaluator:
 
 @torch.no_grad()
 def ranks(evaluator: Evaluator, pictures: Tensor, prompts: list[str], gallery: list[str]) -> Tensor:
-    """How many names of the gallery fit each picture better than its own prompt: (p,), 0 is best."""
+    """How many names of the gallery fit each picture better than its own prompt: (p,), 0 is best.
+
+    A picture that holds NaN fits none: all of the gallery count as better.
+    """
     cosine_pn = evaluator.similarity(pictures, gallery)
     own_p1 = cosine_pn.gather(1, torch.tensor([[gallery.index(prompt)] for prompt in prompts]))
-    return (cosine_pn > own_p1).sum(1)
+    return (~(cosine_pn <= own_p1)).sum(1)
 
 
 def augment(x: Tensor, g: torch.Generator) -> Tensor:
