@@ -11,6 +11,8 @@
       for (const panel of copy.vconcat) panel.width = Math.min(panel.width, Math.max(120, width - 200));
       return copy;
     }
+    // Rows of a fixed height cannot be fitted without a warning: their names take what is left here.
+    if (copy.height?.step) return Object.assign(copy, { width: Math.max(110, Math.min(1.25 * copy.width, width) - 230) });
     if (!copy.facet) return Object.assign(copy, { width: Math.min(1.25 * copy.width, width), autosize: { type: "fit-x", contains: "padding" } });
     if (width < NARROW) copy.columns = 1;
     copy.spec.width = Math.min(copy.spec.width, Math.max(120, width - 60));
