@@ -53,8 +53,8 @@ def speed_page(rows: Sequence[Row]) -> str:
             "Full-size models on a GPU", GPU.format("latency"), "Only the embedded model on a CPU was timed so far."
         ),
         "## 2:4 products\n\nWhere a packed 2:4 product is faster than the dense one depends on its shape and on how "
-        "many rows its input has. Calls repeat on the same tensors: what fits into the GPU's cache stays there, and the "
-        "smallest products time their launch.",
+        "many rows its input has. Calls repeat on the same tensors: what fits into the GPU's cache stays there, and "
+        "the smallest products time their launch.",
         shown(figures_speed.shapes(rows), "2:4 products by shape", GPU.format("kernels"), "No GPU was at hand yet."),
     )
 

@@ -20,7 +20,7 @@ SUBJECTS = (
     "Two small models trained on OpenMoji drawings, pruned in every way, draw from the same noise and prompts as the "
     "dense model. Intervals are 95 % bootstraps over prompts. *Other noise* is the dense model against itself from "
     "other noise: a picture no nearer than that is another picture. How it is measured: "
-    "[benchmarks](../benchmarks.md), [method and limits](../method.md)."
+    "[the protocols](../benchmarks.md), [method and limits](../method.md)."
 )
 
 
@@ -41,7 +41,7 @@ def pages(rows: Sequence[Row]) -> tuple[dict[str, str], Files]:
         "quality": [
             "# Quality against rate",
             SUBJECTS + " Nothing is trained after pruning; what training buys: [recovery](recovery.md).",
-            "## Which component stands what",
+            "## What each component can lose",
             _basis(rows, "quality-components"),
             quality_parts.measured_rates(of_protocol(rows, "quality-components")),
             shown(components, "Components, each pruned alone", COMMAND.format("quality-components")),

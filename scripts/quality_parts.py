@@ -6,7 +6,7 @@ from pathlib import Path
 from reference.bench.results import percent, value
 from scripts.pictures import grid
 from scripts.quality_rules import Limits, at_most, composed, founding_note, limits
-from scripts.quality_runs import measured, protocol, record, table
+from scripts.quality_runs import by_model, dense_of, measured, protocol, record, table
 
 GRID_RATES, GRID_WIDTH = (0.3, 0.5, 0.7), 6
 
@@ -77,21 +77,29 @@ def measured_rates(runs: list[dict]) -> str:
     """The founding note's table beside the measured one, and a sentence on each of its claims."""
     if not (found := limits(runs)):
         return ""
-    sentences = [
-        f"- {_words(component)}, {claim}: **{verdict}**" + (f" ({numbers})." if numbers else ".")
-        for component, claim, verdict, numbers in founding_note(found)
-    ]
-    return "\n\n".join([_rule(), rates_table(found), _ended(found), "\n".join(sentences)])
+    verdicts = table(
+        ["component", "the founding note", "verdict", "reached"],
+        [
+            [_words(component), claim, f"**{word}**", numbers or "-"]
+            for component, claim, word, numbers in founding_note(found)
+        ],
+    )
+    return "\n\n".join([_rule(), rates_table(found), _ended(found, runs), verdicts])
 
 
-def _ended(found: list[Limits]) -> str:
+def _ended(found: list[Limits], runs: list[dict]) -> str:
     """What ends the safe rates."""
     ends = Counter(" and ".join(limit.ended_by) for limit in found if limit.ended_by)
     counted = ", ".join(f"{what} in {n}" for what, n in ends.most_common())
+    floors = [
+        f"{value(record(dense, 'psnr_other_noise'), 1)} dB for `{model}`"
+        for model, own in by_model(runs).items()
+        if (dense := dense_of(own))
+    ]
     return (
-        f"What was lost at the first rate that is not safe, in {ends.total()} of {len(found)} cases: {counted}. "
-        "Fidelity asks much here: these models remember their drawings, so that two pictures of one name from "
-        "different noise are near each other. Of the founding note's rates:"
+        f"What was lost at the first rate that is not safe, in {ends.total()} of {len(found)} cases: {counted}. How "
+        f"much fidelity asks: two dense pictures of one name from different noise agree to {', '.join(floors)}. What "
+        "holds of each rate of the founding note:"
     )
 
 

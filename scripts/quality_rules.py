@@ -77,10 +77,13 @@ def founding_note(found: list[Limits]) -> list[tuple[str, str, str, str]]:
         for column, (low, high) in claims.items():
             claim = f"{column} {100 * low:.0f}-{100 * high:.0f} %"
             verdicts = {(limit.model, limit.granularity): _verdict(getattr(limit, column), low, high) for limit in own}
+            groups: dict[str, list[str]] = {}
+            for limit in own:
+                reached = at_most(getattr(limit, column), limit.tested)
+                case = f"{limit.granularity} of {limit.model} ({reached})"
+                groups.setdefault(verdicts[limit.model, limit.granularity], []).append(case)
             numbers = "; ".join(
-                f"{limit.granularity} of {limit.model}: {at_most(getattr(limit, column), limit.tested)}, "
-                f"{verdicts[limit.model, limit.granularity]}"
-                for limit in own
+                f"{verdict}: {', '.join(cases)}" for verdict, cases in sorted(groups.items(), reverse=True)
             )
             rows.append((component, claim, _together(verdicts), numbers))
     return rows

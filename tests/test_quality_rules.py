@@ -196,7 +196,7 @@ def test_pages_with_runs_show_charts_tables_and_pictures(tmp_path):
             assert mark not in page, page[page.index(mark) - 300 : page.index(mark) + 60]
     shown = {
         "quality": (
-            "attention, safe 30-40 %",
+            "| attention | safe 30-40 % |",
             '<figure class="chart" id="components"',
             '<figure class="chart" id="curves"',
             "seed 1: 6 of 7 values (86 %)",
