@@ -6,7 +6,7 @@ Colours are the custom properties of site/stylesheets/extra.css, text is `curren
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -143,10 +143,11 @@ def figure(chart: Chart) -> str:
         selects += f'<label>{h(label)} <select name="{param}">{options}</select></label>'
     form = f"<form hidden>{selects}</form>" if selects else ""
     caption = f"<b>{h(chart.title)}.</b> {h(chart.caption)}"
+    twin = table(f"{chart.title}, as a table", chart.heads, chart.table)
     return (
         f'<figure class="chart" id="{chart.name}">{form}<div class="plot">{drawing(chart)}</div>'
         f"<figcaption>{caption}</figcaption>"
-        f"<details><summary>The same numbers as a table</summary>{table(chart)}</details></figure>"
+        f"<details><summary>The same numbers as a table</summary>{twin}</details></figure>"
     )
 
 
@@ -169,11 +170,11 @@ svg_of = cache(vl_convert.vegalite_to_svg)
 javascript = cache(vl_convert.javascript_bundle)
 
 
-def table(chart: Chart) -> str:
-    """The twin."""
-    head = "".join(f'<th scope="col">{h(cell)}</th>' for cell in chart.heads)
-    body = "".join("<tr>" + "".join(f"<td>{h(cell)}</td>" for cell in row) + "</tr>" for row in chart.table)
-    region = f'<div class="scroll" tabindex="0" role="region" aria-label="{h(chart.title)}, as a table">'
+def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """HTML of a table that scrolls sideways where the page is too narrow, by keyboard as well."""
+    head = "".join(f'<th scope="col">{h(cell)}</th>' for cell in heads)
+    body = "".join("<tr>" + "".join(f"<td>{h(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    region = f'<div class="scroll" tabindex="0" role="region" aria-label="{h(title)}">'
     return f'{region}<table class="data"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

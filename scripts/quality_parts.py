@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from reference.bench.results import percent, value
+from scripts.charts import table as wide
 from scripts.pictures import grid
 from scripts.quality_rules import Limits, at_most, composed, founding_note, limits
 from scripts.quality_runs import by_model, dense_of, measured, protocol, record, table
@@ -54,7 +55,7 @@ def best(runs: list[dict], model: str) -> str:
             + [errors.get("magnitude", "-"), errors.get("random", "-")]
         )
     heads = ["unit", "removed", "best criterion", "intervals overlap", *BEST, "error by magnitude", "error by chance"]
-    return table(heads, rows)
+    return wide(f"Best criteria for {model}", heads, rows)
 
 
 BEST = {
@@ -164,7 +165,8 @@ def recovery(runs: list[dict], model: str) -> str:
         cost = [str(recovery.get("steps", 0)), f"{seconds:.0f}"]
         row = [config["granularity"], percent(run["achieved"]["unit_rate"]), schedule, loss, *cost]
         rows.append(row + [value(record(run, metric), digits) for metric, digits in RECOVERED.values()])
-    return table(["unit", "removed", "schedule", "recovery", "steps", "CPU seconds", *RECOVERED], rows) + (
+    heads = ["unit", "removed", "schedule", "recovery", "steps", "CPU seconds", *RECOVERED]
+    return wide(f"Recovery of {model}", heads, rows) + (
         "\n\nBy magnitude, rounds without training in between end where one shot ends: there is no row of their own."
     )
 
@@ -187,17 +189,15 @@ def composition(runs: list[dict], model: str) -> str:
             [run["config"]["granularity"], percent(run["achieved"]["unit_rate"]), run["config"]["partner"]]
             + [f"{error:.3f}" for error in found[:3]]
             + ["{:.2f} ({:.2f} to {:.2f})".format(*ratio) for ratio in (found.to_independent, found.to_aligned)]
-            + [f"**{found.verdict}**", f"{run['achieved']['macs_per_picture'] / whole:.2f}"]
+            + [found.verdict, f"{run['achieved']['macs_per_picture'] / whole:.2f}"]
             + [f"{run['achieved']['weight_bytes'] / dense['achieved']['bytes']:.2f}"]
             + [value(record(run, "retrieval_top5_seen"), 2)]
         )
     head = ["unit", "removed", "with", "error pruned", "error partner", "error both", "to independent", "to aligned"]
     head += ["verdict", "MACs a picture", "file", "top 5, seen"]
     floor = value(record(dense, "picture_error_other_noise"), 3)
-    return (
-        f"Error of the picture from other noise: {floor}. MACs and file are shares of the dense model's.\n\n"
-        + table(head, rows)
-    )
+    note = f"Error of the picture from other noise: {floor}. MACs and file are shares of the dense model's."
+    return f"{note}\n\n" + wide(f"Composition for {model}", head, rows)
 
 
 def second_seed(runs: list[dict], model: str) -> str:

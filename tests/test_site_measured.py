@@ -112,7 +112,8 @@ def test_chart_fits_a_phone(tab, name, chart):  # noqa: F811
 
 def test_runs_are_filtered_sorted_and_the_view_stands_in_the_address(tab):  # noqa: F811
     page = tab("generated/runs.html")
-    assert lines(page) == [row.id for row in ROWS]
+    in_order = sorted(ROWS, key=lambda row: (runs.STATES.index(row.state), row.suite))  # current runs first
+    assert lines(page) == [row.id for row in in_order]
     page.locator("[name=suite]").select_option("engine")
     page.locator("[name=unit]").select_option("neuron")
     assert set(lines(page)) == {row.id for row in ROWS if row.suite == "engine" and row.unit == "neuron"}
@@ -137,7 +138,7 @@ def test_runs_are_filtered_sorted_and_the_view_stands_in_the_address(tab):  # no
     page.get_by_role("button", name="Clear all").click()
     page.wait_for_function(f"document.querySelectorAll('.sheet tbody tr:not([hidden])').length === {len(ROWS)}")
     page.locator("[name=q]").fill("2:4 OBS-DIFF")
-    assert lines(page) == [row.id for row in ROWS if row.unit == "2:4" and row.criterion == "obs-diff"]
+    assert lines(page) == [row.id for row in in_order if row.unit == "2:4" and row.criterion == "obs-diff"]
 
 
 def test_runs_without_a_figure_stand_last_both_ways(tab):  # noqa: F811
@@ -160,7 +161,7 @@ def test_every_row_leads_to_its_result_file_and_to_how_it_was_made(tab, site):  
     made = page.locator(one.get_attribute("href")).inner_text()
     run = ROWS[-1].run
     assert run["code"]["commit"] in made
-    assert " ".join(run["code"]["command"]) in made
+    assert " ".join(run["code"]["command"]).split(" --out ")[0] in made  # a folder of that machine is nobody's business
     assert run["protocol"]["sha256"] in made
     assert f"torch {run['environment']['torch']}" in made
     assert run["environment"]["cpu"] in made
@@ -298,8 +299,10 @@ def test_claims_are_found_by_facet_search_and_size(tab):  # noqa: F811
     page.get_by_role("button", name="Clear all").click()
     page.wait_for_function(f"document.querySelectorAll('.sheet tbody tr:not([hidden])').length === {everything}")
     page.get_by_role("button", name="Claimed gain").click()
+    heads = page.eval_on_selector_all(".sheet thead th", "cells => cells.map(cell => cell.textContent)")
+    (column,) = [n for n, head in enumerate(heads) if head.startswith("Claimed gain")]
     gains = page.eval_on_selector_all(
-        ".sheet tbody tr", "rows => rows.map(row => row.cells[6].dataset.value).filter(Boolean).map(Number)"
+        ".sheet tbody tr", f"rows => rows.map(row => row.cells[{column}].dataset.value).filter(Boolean).map(Number)"
     )
     assert gains == sorted(gains, reverse=True)
     assert len(gains) > 20
