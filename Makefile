@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[site,test]' -c constraints.txt
 	@touch $@
 
-bench: $(READY)  ## prune the embedded model every way, measure, print the table (about 6 minutes)
+bench: $(READY)  ## prune the embedded model every way, measure, print the table (about 4 minutes on two cores)
 	$(BIN)/python -m reference.bench --suite embedded
 
 perf: $(READY)  ## time the hot paths beside copies and peers (under 10 minutes; --peers: tests/perf.py)
