@@ -142,7 +142,9 @@ def test_a_calibration_is_run_on_the_loaded_pipeline():
 def test_nonsense_is_refused_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr("reference.loaders.load_pipeline", None)  # calling it would fail
     for message, keywords in {
-        "unknown method 'heads'; choose magnitude, structured, .* or a criterion: .*wanda": {"method": "heads"},
+        "unknown method 'heads'; choose magnitude, structured, .*wanda, or a criterion: .*obs-diff": {
+            "method": "heads"
+        },
         r"amount is a fraction in \[0, 1\), not 1.5": {"pruning_amount": 1.5},
         "unknown precision 'int4'; choose bf16, fp16": {"precision": "int4"},
         "fp8-compute needs a GPU": {"precision": "fp8-compute"},

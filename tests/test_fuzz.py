@@ -23,7 +23,7 @@ NONSENSE = [
     [], [10**9, 10**9], [-1], [[[]]], {}, {"a": {"b": []}}, {"../x": [10**12]},
 ]  # fmt: skip
 # A folder here holds a tenth of a megabyte. Building a model class costs some; the allocator and threads reserve more.
-TOUCHED, RESERVED = 400 << 20, 2 << 30  # bytes
+TOUCHED, RESERVED = 400 << 20, 8 << 30  # bytes; allocators reserve address space that nothing ever touches
 
 
 def mutated(tree, rng):
