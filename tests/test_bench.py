@@ -215,3 +215,9 @@ def test_prune_and_compare_from_the_command_line(tmp_path):
     assert command(["prune", "openmoji-mmdit", *rate, "--out", out]) == 0
     assert command(["compare", "openmoji-mmdit", out, "--steps", "2", "--out", str(picture)]) == 0
     assert picture.stat().st_size > 1000
+
+
+def test_a_result_names_no_folder_of_its_machine(monkeypatch):
+    asked = ["x", "--suite", "engine", "--out", "/home/me/results", "--resume", "--out=/home/me/more"]
+    monkeypatch.setattr("sys.argv", asked)
+    assert results.command() == ["python", "-m", "reference.bench", "--suite", "engine", "--resume"]

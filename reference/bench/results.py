@@ -62,8 +62,14 @@ def fingerprint(weights: Path) -> str:
 
 
 def command() -> list[str]:
-    """The command line that this process runs."""
-    return ["python", "-m", "reference.bench", *sys.argv[1:]]
+    """The command line that this process runs, without `--out FOLDER`: the file is where it is."""
+    told, kept = iter(sys.argv[1:]), []
+    for argument in told:
+        if argument == "--out":
+            next(told, None)
+        elif not argument.startswith("--out="):
+            kept.append(argument)
+    return ["python", "-m", "reference.bench", *kept]
 
 
 def write(run: dict, folder: Path) -> Path:
