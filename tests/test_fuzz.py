@@ -1,6 +1,7 @@
 """A thousand damaged and crafted folders: each loads or ends in a ValueError of one line, in little memory and time."""
 
 import copy
+import ctypes
 import json
 import random
 import resource
@@ -23,7 +24,8 @@ NONSENSE = [
     [], [10**9, 10**9], [-1], [[[]]], {}, {"a": {"b": []}}, {"../x": [10**12]},
 ]  # fmt: skip
 # A folder here holds a tenth of a megabyte. Building a model class costs some; the allocator and threads reserve more.
-TOUCHED, RESERVED = 400 << 20, 8 << 30  # bytes; allocators reserve address space that nothing ever touches
+TOUCHED, RESERVED = 400 << 20, 2 << 30  # bytes
+M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def mutated(tree, rng):
@@ -107,6 +109,9 @@ def peak():
 @contextmanager
 def little_memory():
     """Inside, allocations of more than RESERVED fail, touched or not; at the end no more than TOUCHED was ever used."""
+    # A class is built with parameters that live for an instant. Once glibc has seen large blocks go it would take the
+    # next ones from its heap, whose holes use up addresses: above 1 MiB it is to map and unmap them, always.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limits = resource.getrlimit(resource.RLIMIT_AS)
     Path("/proc/self/clear_refs").write_text("5")
