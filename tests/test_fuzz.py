@@ -109,7 +109,7 @@ def peak():
 @contextmanager
 def little_memory():
     """Inside, allocations of more than RESERVED fail, touched or not; at the end no more than TOUCHED was ever used."""
-    # A class is built with parameters that live for an instant. Once glibc has seen large blocks go it would take the
+    # A class is built with parameters that live for an instant. Once glibc has seen large blocks go it may take the
     # next ones from its heap, whose holes use up addresses: above 1 MiB it is to map and unmap them, always.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
