@@ -180,7 +180,7 @@ def directive(module: str, members: list[str] | None = None) -> list[str]:
 def papers_section(papers: list[dict], heading: str, view: str) -> list[str]:
     """Papers, the newest first; the later ones of a long list folded."""
     if not papers:
-        return [f"## {heading}", "", "None in the catalogue. [Contribute one](../../guides/contribute.md).", ""]
+        return [f"## {heading}", "", "None in the catalogue. [Contribute one](../../contribute.md).", ""]
     items = [
         f'<li><a href="../papers/{paper["id"]}.html">{h(paper["title"])}</a> ({h(venue_of(paper))})</li>'
         for paper in newest_first(papers)

@@ -1,16 +1,19 @@
 """The benchmark: result files that can be trusted, ratios recomputed from them, honest words for what does not pay."""
 
 import copy
+import hashlib
 import json
 import subprocess
 import sys
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from reference.bench import measure, results
+from reference.bench import device, measure, results
 from reference.bench.__main__ import PROTOCOLS, list_jobs, main
 from reference.embedded import load_embedded
 from tests.conftest import tiny_mmdit
@@ -63,6 +66,25 @@ def test_every_run_is_a_valid_file_failures_included(suite):
     strips = {f.name for f in folder.rglob("*.png")}
     assert strips == {a["path"] for r in runs for a in r["artifacts"]}
     assert len(strips) == 5
+
+
+def test_runs_that_draw_the_same_share_one_picture(tmp_path):
+    pictures = np.zeros((2, 3, 4, 4), dtype=np.float32)
+    first, second = (results.write_pictures(pictures, tmp_path) for _ in range(2))
+    assert first == second
+    assert results.write_pictures(pictures + 1, tmp_path)["path"] != first["path"]
+    assert len(list(tmp_path.iterdir())) == 2  # and nothing half written
+    assert Image.open(tmp_path / first["path"]).size == (8, 4)
+
+
+def test_published_pictures_are_those_that_their_runs_drew():
+    suites = (device.ROOT / "results" / suite for suite in ("embedded", "quality"))
+    runs = [run for suite in suites for run in results.read(suite) if run["artifacts"]]
+    assert len(runs) > 90
+    for run in runs:
+        for artifact in run["artifacts"]:
+            data = (run["path"].parent / artifact["path"]).read_bytes()
+            assert hashlib.sha256(data).hexdigest() == artifact["sha256"], run["run_id"]
 
 
 def test_counts_agree_with_arithmetic(suite):

@@ -115,6 +115,12 @@ def test_papers_of_a_page_are_those_of_the_catalogue(pages):
     assert set(re.findall(r'href="\.\./papers/([\w.-]+)\.html"', pages["iterative"])) == several
 
 
+def test_a_method_without_papers_asks_for_one_where_that_is_explained():
+    section = " ".join(methods.papers_section([], "Papers", ""))
+    link = re.search(r"\[Contribute one\]\((.+?)\)", section)[1]
+    assert (catalog.ROOT / "site/generated/methods" / link).resolve().is_file()
+
+
 def test_a_paper_leads_to_the_pages_of_its_method():
     paper = next(p for p in PAPERS if p["id"] == "obs-diff")
     names = [re.search(r"methods/([\w-]+)\.md", link)[1] for link in methods.links_of(paper, "../")]

@@ -223,7 +223,7 @@ def measure_run(run: dict, session: Session, pruned: EmbeddedPipeline, facts: di
         times = measure.latency(*models, session.inputs[n], timing["warmup"], repeats, timing["threads"])
         run["speed"].append({"pictures": n} | times)
     shown = pictures[: len(protocol["prompts"])]
-    run["artifacts"] = [results.write_pictures(shown.numpy(), folder / f"{run['run_id']}.png")]
+    run["artifacts"] = [results.write_pictures(shown.numpy(), folder)]
     bar.update()
 
 

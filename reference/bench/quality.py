@@ -188,7 +188,7 @@ def _recovery(protocol: dict, cell: Cell) -> dict:
 
 def finish(run: dict, pictures: Tensor | None, folder: Path, start: float) -> dict:
     if pictures is not None:
-        run["artifacts"] = [results.write_pictures(pictures.numpy(), folder / f"{run['run_id']}.png")]
+        run["artifacts"] = [results.write_pictures(pictures.numpy(), folder)]
     run["code"]["wall_seconds"] = round(time.monotonic() - start, 2)
     results.write(run, folder)
     return run

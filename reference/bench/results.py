@@ -1,6 +1,7 @@
 """Result files: written once, checked against the schema, never changed; and the table read from them."""
 
 import hashlib
+import io
 import json
 import os
 import sys
@@ -85,13 +86,22 @@ def write(run: dict, folder: Path) -> Path:
     return file
 
 
-def write_pictures(pictures: np.ndarray, file: Path) -> dict:
-    """Pictures (p, 3, size, size) in [0, 1] side by side as PNG; the artifact record."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+def write_pictures(pictures: np.ndarray, folder: Path) -> dict:
+    """Pictures (p, 3, size, size) in [0, 1] side by side as PNG, named by its content; the artifact record.
+
+    Runs that draw the same pictures share one file: half of the weight of results/ would be copies.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     strip = np.concatenate(list((pictures * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)), axis=1)
-    Image.fromarray(strip).save(file, optimize=True)
-    data = file.read_bytes()
-    return {"role": "pictures", "path": file.name, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    png = io.BytesIO()
+    Image.fromarray(strip).save(png, "PNG", optimize=True)
+    data = png.getvalue()
+    digest = hashlib.sha256(data).hexdigest()
+    file = folder / f"{digest[:16]}.png"
+    scratch = folder / f"{digest[:16]}.{os.getpid()}.tmp"
+    scratch.write_bytes(data)
+    os.replace(scratch, file)
+    return {"role": "pictures", "path": file.name, "sha256": digest, "bytes": len(data)}
 
 
 def read(folder: Path) -> list[dict]:
