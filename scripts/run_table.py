@@ -141,7 +141,7 @@ def session(number: int, group: Sequence[Row], repo: str) -> str:
         "Precision": h(run["config"]["dtype"]),
         "When": h(when(group[0].run["created"], group[-1].run["created"])),
         "Took": duration(sum(r.run["code"]["wall_seconds"] for r in group)),
-        "Runs": f'<a href="#q={h(group[0].id)}">{len(group)}</a>'
+        "Runs": f'<a href="runs.html#q={h(group[0].id)}">{len(group)}</a>'
         if len(group) == 1
         else f"{len(group)}, from {h(group[0].id)} to {h(group[-1].id)}",
     }
