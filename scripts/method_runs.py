@@ -89,13 +89,20 @@ def apart(one: dict, other: dict) -> bool:
     return metric(one, ERROR)["ci95"][1] < metric(other, ERROR)["ci95"][0]
 
 
-def verdicts(name: str, found: dict[Cell, list[dict]]) -> tuple[list[str], list[str]]:
-    """Where a criterion helps and where it does not: sentences, each of one cell.
+def lower(one: dict, other: dict) -> bool:
+    """Whether the first run's error is clearly the lower: by interval, and in each seed where both have seeds."""
+    seeds = zip(metric(one, ERROR).get("per_seed", []), metric(other, ERROR).get("per_seed", []), strict=False)
+    return apart(one, other) and all(a < b for a, b in seeds)
+
+
+def verdicts(name: str, found: dict[Cell, list[dict]]) -> tuple[list[str], list[str], list[str]]:
+    """Where a criterion helps, where it cannot be told, and where it does worse: sentences, each of one cell.
 
     It helps where its error is lower than that of the yardstick: magnitude, or random for the criteria without data.
+    Where both measured seeds of their own, each seed must say the same: the interval holds no other calibration.
     """
     yardstick = "random" if name in WITHOUT_DATA else "magnitude"
-    helps, fails = [], []
+    helps, even, worse = [], [], []
     for cell, runs in found.items():
         by_name = {criterion(run): run for run in runs}
         if name not in by_name or len(runs) < 2 or (yardstick not in by_name) or name == yardstick:
@@ -110,8 +117,8 @@ def verdicts(name: str, found: dict[Cell, list[dict]]) -> tuple[list[str], list[
             text += f", behind {', '.join(ahead)}"
             text += "" if clear == ahead else f" (intervals apart from {', '.join(clear) or 'none of these'})"
         text += f". Scoring and cutting took {own['achieved']['prune_seconds']:.1f} s."
-        (helps if apart(own, other) else fails).append(text)
-    return helps, fails
+        (helps if lower(own, other) else worse if lower(other, own) else even).append(text)
+    return helps, even, worse
 
 
 def figure(run: dict) -> str:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from reference.request import SERVES
-from scripts import catalog, chooser, method_runs, methods
+from scripts import catalog, chooser, method_runs, methods, quality
 from scripts.palette import variable
 
 PAPERS = catalog.read(catalog.ROOT / "papers.yaml").data
@@ -77,13 +77,42 @@ def test_help_is_judged_by_intervals_and_recovered_runs_do_not_count():
     found = method_runs.cells({"engine": runs})
     (cell,) = found
     assert [method_runs.criterion(r) for r in found[cell]] == ["obs", "taylor", "wanda", "magnitude"]
-    helps, fails = method_runs.verdicts("taylor", found)
-    assert fails == []
+    helps, *others = method_runs.verdicts("taylor", found)
+    assert others == [[], []]
     assert "0.300 (0.280 to 0.320) against 0.500 (0.450 to 0.550) by magnitude; number 2 of 4, behind obs" in helps[0]
     assert "intervals apart from none of these" in helps[0]
-    helps, fails = method_runs.verdicts("wanda", found)  # its interval overlaps that of magnitude
-    assert (len(helps), len(fails)) == (0, 1)
-    assert method_runs.verdicts("learned", found) == ([], [])
+    found_of_wanda = method_runs.verdicts("wanda", found)  # its interval overlaps that of magnitude
+    assert list(map(len, found_of_wanda)) == [0, 1, 0]
+    assert method_runs.verdicts("learned", found) == ([], [], [])
+
+
+def test_worse_is_told_from_what_cannot_be_told_and_seeds_must_agree():
+    def of_seeds(made: dict, *errors: float) -> dict:
+        made["quality"][0]["per_seed"] = list(errors)
+        return made
+
+    magnitude = of_seeds(run("magnitude", 0.5, 0.45, 0.55), 0.4, 0.5, 0.6)
+    runs = [magnitude, of_seeds(run("taylor", 0.7, 0.65, 0.75), 0.6, 0.7, 0.8)]
+    runs += [of_seeds(run("wanda", 0.3, 0.25, 0.35), 0.45, 0.2, 0.25)]  # by its interval lower, not by its first seed
+    found = method_runs.cells({"engine": runs})
+    assert list(map(len, method_runs.verdicts("taylor", found))) == [0, 0, 1]
+    assert list(map(len, method_runs.verdicts("wanda", found))) == [0, 1, 0]
+
+
+def test_magnitude_is_the_yardstick_and_not_the_best(found):
+    """README and the quality page say so of the comparison of criteria."""
+    lowest = {str(cell): method_runs.criterion(runs[0]) for cell, runs in found.items() if cell.suite == "engine"}
+    assert len(lowest) == 6
+    assert "magnitude" not in lowest.values()
+
+
+def test_the_table_of_criteria_marks_all_that_cannot_be_told_from_the_lowest(pages, found):
+    (weight,) = [runs for cell, runs in found.items() if cell.suite == "engine" and cell.granularity == "weight"]
+    near = [method_runs.criterion(run) for run in weight if not method_runs.apart(weight[0], run)]
+    assert near == ["obs", "obs-diff"]
+    for name in SERVES:
+        row = re.search(rf"^\| \[[^|]+\]\({name}\.md\) \| .*$", pages["index"], re.M)[0]
+        assert row.split(" | ")[2].startswith("**") == (name in near), row
 
 
 def test_the_best_scope_of_a_criterion_counts():
@@ -105,6 +134,19 @@ def test_bars_and_curves_show_their_numbers():
     assert (ys[0] - ys[1]) * 2 == pytest.approx(ys[1] - ys[2], abs=0.3)
     assert ">a</text>" in chart  # the second name would lie over the first
     assert ">b</text>" not in chart
+
+
+def test_what_was_measured_elsewhere_leads_to_headings_that_exist(pages):
+    headings = {
+        f"{name}.md#" + re.sub(r"[^\w]+", "-", line[3:].lower()).strip("-")
+        for name, page in quality.pages([])[0].items()
+        for line in page.splitlines()
+        if line.startswith("## ")
+    }
+    assert set(methods.ELSEWHERE.values()) == set(methods.ON_PAGE) <= headings
+    assert "](../recovery.md#what-training-afterwards-buys)" in pages["iterative"]
+    assert '<a href="../runs.html#unit=channel&amp;state=current">' in pages["structured"]
+    assert '<a href="../runs.html#criterion=taylor&amp;state=current">' in pages["taylor"]
 
 
 def test_papers_of_a_page_are_those_of_the_catalogue(pages):
