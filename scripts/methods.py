@@ -71,7 +71,13 @@ ENTRIES = {
         "Depth", "depth", ("block",), ("block", "layer"), "granularity", (), "--granularity block --amount 0.34"
     ),
     "low-rank": Entry(
-        "Low rank", "low_rank", ("rank",), ("rank",), "granularity", (), "--granularity rank --amount 0.8"
+        "Low rank",
+        "low_rank",
+        ("rank",),
+        ("rank",),
+        "granularity",
+        (),
+        "--granularity rank --amount 0.8 --criterion output-energy",
     ),
     "iterative": Entry("Iterative", "iterative", (), ("linear", "cubic", "exponential"), "schedule"),
 }
@@ -219,6 +225,14 @@ def papers_section(papers: list[dict], heading: str, view: str) -> list[str]:
     ]
 
 
+def prune_command(arguments: str, data: bool) -> list[str]:
+    """A command that runs as it stands; a criterion that looks at data is given a file of prompts."""
+    prompts = ["printf 'red heart\\npizza\\ncat face\\n' > prompts.txt  # better: dozens like those you will draw"]
+    given = " --prompts prompts.txt" if data else ""
+    command = f"python -m reference prune openmoji-mmdit {arguments}{given} --out pruned"
+    return ["```sh", *(prompts if data else []), command, "```", ""]
+
+
 def all_runs(value: str, facet: str = "unit") -> str:
     """A link to the table of runs, filtered."""
     state = h(f"{facet}={value}&state=current")
@@ -301,8 +315,8 @@ def criterion_page(name: str, papers: list[dict], vocab: dict, runs: dict, found
         lines += ["", f"Side by side: [criteria compared](../criteria.md). {all_runs(name, 'criterion')}", ""]
     lines += drawings
     lines += ["## What it can rank", "", "| Unit | Ranked within |", "|---|---|", *serves, ""]
-    lines += ["```sh", f"python -m reference prune openmoji-mmdit --granularity {unit.replace('N:M', '2:4')}{amount} "
-              f"--criterion {name} --out pruned", "```", ""]  # fmt: skip
+    command = f"--granularity {unit.replace('N:M', '2:4')}{amount} --criterion {name}"
+    lines += prune_command(command, name not in WITHOUT_DATA)
     lines += papers_section(users, "Papers that use it", f"#criterion={kind.catalogue}")
     lines += ["## Reference", ""]
     if kind.like:
@@ -358,7 +372,7 @@ def entry_page(name: str, papers: list[dict], vocab: dict, runs: dict, found: di
         lines += ["", "0 is the dense model; at 1 the error is as large as what is to be predicted.", ""]
     lines += drawings
     if kind.command:
-        lines += ["```sh", f"python -m reference prune openmoji-mmdit {kind.command} --out pruned", "```", ""]
+        lines += prune_command(kind.command, "output-energy" in kind.command)
     else:
         lines += ["```sh", "make bench   # its rows named iterative: five rounds, distillation after each", "```", ""]
     view = f"#{kind.field}={','.join(kind.catalogue)}"

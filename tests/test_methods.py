@@ -1,13 +1,16 @@
 """Method pages: one for every entry and criterion, each figure from a run, each equation beside code that exists."""
 
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from reference.request import SERVES
+from reference import __main__ as command_line
+from reference.request import SERVES, WITHOUT_DATA
 from scripts import catalog, chooser, method_runs, methods, quality
 from scripts.palette import variable
 
@@ -147,6 +150,21 @@ def test_what_was_measured_elsewhere_leads_to_headings_that_exist(pages):
     assert "](../recovery.md#what-training-afterwards-buys)" in pages["iterative"]
     assert '<a href="../runs.html#unit=channel&amp;state=current">' in pages["structured"]
     assert '<a href="../runs.html#criterion=taylor&amp;state=current">' in pages["taylor"]
+
+
+def test_commands_of_a_page_name_the_prompts_that_their_criterion_needs(pages, tmp_path, monkeypatch):
+    """A criterion that looks at data is refused without; the quickest of them runs as it stands, but for the steps."""
+    commands = {name: re.findall(r"^(?:printf|python) .*$", page, re.M) for name, page in pages.items()}
+    for name in SERVES:
+        assert (" --prompts prompts.txt " in commands[name][-1]) == (name not in WITHOUT_DATA), name
+        assert len(commands[name]) == (1 if name in WITHOUT_DATA else 2), name
+    assert "--criterion output-energy --prompts prompts.txt" in commands["low-rank"][-1]
+    monkeypatch.chdir(tmp_path)
+    written, prune = commands["wanda"]
+    subprocess.run(written, shell=True, check=True)
+    assert Path("prompts.txt").read_text().splitlines() == ["red heart", "pizza", "cat face"]
+    assert command_line.main([*shlex.split(prune)[3:], "--steps", "2"]) == 0
+    assert Path("pruned/model_index.json").is_file()
 
 
 def test_papers_of_a_page_are_those_of_the_catalogue(pages):
