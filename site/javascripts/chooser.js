@@ -110,6 +110,9 @@
   };
   const python = ".venv/bin/python -m";
 
+  /** The rate curves are one of the quality suite's protocols; the others have other entries. */
+  const suite = (name) => `--suite ${name}${name === "quality" ? " --protocol quality" : ""}`;
+
   /** The command that does to a model of one's own what a run did. */
   function cut(run) {
     const rate = run.unit.includes(":") ? "" : ` --amount ${run.amount}`;
@@ -136,10 +139,11 @@
       const front = those.filter((run) => !those.some((one) => beats(one, run))).sort((a, b) => b.psnr[0] - a.psnr[0]);
       paragraph(`${front.length} of ${all.length} measured runs (protocol ${protocol}, ${front[0].prompts} prompts): those that meet both limits and that no other beats in fidelity, speed and file at once. Intervals are 95 %.`);
       out.append(table(front));
-      paragraph(`Measure them again, or do the same to a model of your own. ${subjects}`);
+      paragraph("Measure them again, or do the same to a model of your own:");
       const entries = [...new Set(front.map((run) => run.entry))].map((entry) => ` --method ${entry}`).join("");
-      command([`${python} reference.bench --suite ${front[0].suite}${entries}`, ...new Set(front.map(cut))].join("\n"));
+      command([`${python} reference.bench ${suite(front[0].suite)}${entries}`, ...new Set(front.map(cut))].join("\n"));
     }
+    paragraph(subjects);
   }
 
   function nearestAnswer(here, named, device, floor, budget) {
@@ -147,7 +151,8 @@
     const kept = here.filter((run) => run.seconds <= budget).sort((a, b) => b.psnr[0] - a.psnr[0])[0];
     const asked = floor === "noise" ? kept.noise : Number(floor);
     paragraph(`The nearest within the budget keeps ${kept.psnr[0].toFixed(1)} dB of the ${asked.toFixed(1)} asked for (${units(kept)}, ${kept.criterion}). The missing run is a gentler rate, a better criterion or a longer recovery:`);
-    command(`${python} reference.bench --suite quality --method ${kept.entry}`);
+    const trained = kept.entry === "iterative"; // no entry of the rate curves
+    command(`${python} reference.bench ${trained ? "--suite quality --protocol quality-recovery" : `${suite("quality")} --method ${kept.entry}`} --resume`);
     link("Which criterion loses least, measured", "generated/methods/index.html");
   }
 
