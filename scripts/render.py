@@ -157,7 +157,8 @@ def site_glossary(vocab: dict) -> str:
     lines = page_head(
         "Glossary",
         "schemas/vocab.yaml",
-        "The words that the catalogue, the code and the results share, each as it is written there.",
+        "The words that the catalogue, the code and the results share, each as it is written there. Words of the "
+        "measurements, such as *other noise* or *phantom*: [how it is measured](../benchmarks.md).",
     )
     order = list(VOCABULARIES)
     for name in sorted(vocab, key=lambda name: order.index(name) if name in order else len(order)):
