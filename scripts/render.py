@@ -24,6 +24,7 @@ from scripts import (
     methods,
     paper_page,
     quality,
+    quality_runs,
     social_card,
     subjects,
     validate,
@@ -261,7 +262,13 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     write(root / "site" / "generated" / "data" / "bibtex.js", script)
     write(
         root / "site" / "generated" / "data" / "runs.js",
-        chooser.script(method_runs.published(), papers.data, vocab, subjects.sentence(rows)),
+        chooser.script(
+            method_runs.published(),
+            papers.data,
+            vocab,
+            quality_runs.of_protocol(rows, "quality-recovery"),
+            subjects.sentence(rows),
+        ),
     )
     loaded = benchmarks.files(rows, root / "site" / "generated") | {"charts/claims.js": ledger.script(judged)}
     for path, content in loaded.items():

@@ -414,6 +414,7 @@ def test_chooser_shows_runs_that_none_beats(tab):
     assert "reference prune SOURCE --granularity" in commands
     trained = {run["id"] for run in here if run["seconds"] > 0}
     assert trained & set(answered(page))
+    assert "reference recover FOLDER --data PICTURES --loss feature --dense SOURCE" in page.inner_text(".answer")
     assert "earned back after" in page.locator(".answer").inner_text()
     page.locator("[name=budget]").select_option("0")
     assert not trained & set(answered(page))
@@ -433,7 +434,10 @@ def test_commands_of_the_chooser_name_entries_that_their_suite_has(tab, capsys):
     page.locator("[name=floor]").select_option("12")
     nearest = re.findall(r"reference\.bench (.*)", page.locator(".answer").inner_text())
     assert nearest[0].startswith("--suite quality --protocol quality --method ")
-    assert len(shown) > 1
+    assert {arguments.split(" --method")[0] for arguments in shown} >= {
+        "--suite embedded",
+        "--suite quality --protocol quality-recovery",
+    }
     for arguments in sorted({*shown, *nearest}):
         assert bench.main([*shlex.split(arguments), "--list"]) == 0, arguments
         assert len(capsys.readouterr().out.splitlines()) > 1, arguments
