@@ -44,6 +44,7 @@ def published() -> dict[str, list[dict]]:
     found = {"quality": quality_runs.of_protocol(run_rows.collect(), "quality")}
     for suite in ("engine", "embedded"):
         runs = [run for device in devices.get(suite, []) for run in results.read(ROOT / "results" / suite / device)]
+        runs = [run for run in runs if run_rows.protocol_of(run) == suite]
         models = dict.fromkeys(run["subject"]["model"] for run in runs)
         newest = [results.newest([run for run in runs if run["subject"]["model"] == model]) for model in models]
         found[suite] = [run for session in newest for run in session]
