@@ -12,7 +12,7 @@ import yaml
 from reference.bench import results
 from reference.bench.device import ROOT
 from reference.request import WITHOUT_DATA
-from scripts import quality_runs
+from scripts import charts, quality_runs
 from scripts import runs as run_rows
 from scripts.evidence import PUBLISHED
 from scripts.palette import variable
@@ -122,7 +122,7 @@ def verdicts(name: str, found: dict[Cell, list[dict]]) -> list[Verdict]:
 def verdict_table(judged: list[Verdict], found: dict[Cell, list[dict]]) -> list[str]:
     """Markdown: a row a suite, model and granularity; under each word the rates that it is true of."""
     rows = ["| Unit | Model, suite | " + " | ".join(map(str.capitalize, WORDS)) + " | Place |", "|---" * 6 + "|"]
-    for suite, model, granularity in dict.fromkeys(verdict.cell[:3] for verdict in judged):
+    for suite, model, granularity in sorted({verdict.cell[:3] for verdict in judged}, key=_by_unit):
         own = [verdict for verdict in judged if verdict.cell[:3] == (suite, model, granularity)]
         cells = ["<br>".join(f"{_rate(v.cell)}{v.errors}" for v in own if v.word == word) or "-" for word in WORDS]
         places = sorted({verdict.place for verdict in own})
@@ -130,6 +130,11 @@ def verdict_table(judged: list[Verdict], found: dict[Cell, list[dict]]) -> list[
         place = f"{places[0]} of {of}" if len(places) == 1 else f"{places[0]} to {places[-1]} of {of}"
         rows.append(f"| {granularity} | `{model}`, {suite} | {' | '.join(cells)} | {place} |")
     return rows
+
+
+def _by_unit(cell: tuple) -> tuple:
+    suite, model, granularity, *rate = cell
+    return list(charts.MARKS).index(charts.pattern(granularity)), model, suite, *rate
 
 
 def _rate(cell: Cell) -> str:
@@ -252,8 +257,8 @@ def ranked(found: dict[Cell, list[dict]], mark: str = "") -> list[str]:
         near = shown.get(cell[:3])
         if near is None or abs(cell.amount - 0.5) < abs(near.amount - 0.5):
             shown[cell[:3]] = cell
-    folded = [bars(cell, found[cell], mark) for cell in sorted(found.keys() - shown.values())]
-    tables = [bars(cell, found[cell], mark) for cell in shown.values()]
+    folded = [bars(cell, found[cell], mark) for cell in sorted(found.keys() - shown.values(), key=_by_unit)]
+    tables = [bars(cell, found[cell], mark) for cell in sorted(shown.values(), key=_by_unit)]
     if folded:
         tables.append(f"<details><summary>{len(folded)} tables of other rates</summary>{''.join(folded)}</details>")
     return tables

@@ -10,8 +10,13 @@ SCALE, GAP, MARGIN, TOP, LINE, WIDTH = 2, 6, 10, 24, 12, 10
 
 
 def grid(strips: list[tuple[str, Path]], prompts: list[str]) -> bytes:
-    """(label, file with square pictures side by side) a row, as PNG; the first pictures are those of `prompts`."""
-    side = Image.open(strips[0][1]).height
+    """(label, file with square pictures side by side) a row, as PNG; the first pictures are those of `prompts`.
+
+    As many columns as the shortest file has pictures.
+    """
+    sizes = [Image.open(file).size for _, file in strips]
+    side = sizes[0][1]
+    prompts = prompts[: min(width for width, _ in sizes) // side]
     size = side * SCALE
     names = [textwrap.fill(prompt, WIDTH, break_long_words=False) for prompt in prompts]
     font = ImageFont.load_default(11)

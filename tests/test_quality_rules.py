@@ -232,3 +232,5 @@ def test_a_grid_names_the_rate_that_whole_units_made(tmp_path):
     Image.new("RGB", (64, 32)).save(strip)
     widths = [Image.open(io.BytesIO(grid([(name, strip)], ["a", "b"]))).width for name in ("dense", "d" * 60)]
     assert widths[1] > widths[0] + 100  # no name is cut off
+    more = Image.open(io.BytesIO(grid([("dense", strip)], ["a", "b", "not kept"])))
+    assert more.width == widths[0]  # and no empty column
