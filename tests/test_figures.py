@@ -292,9 +292,14 @@ def test_a_session_is_told_in_days_and_minutes():
 
 
 def test_intervals_in_tables_are_not_broken():
-    rows = ["| 1.00x (0.99 to 1.03) phantom |", "| +0 % (-1 % to +2 %) |", "| (a to b) |", "Text (0.99 to 1.03) stays."]
+    rows = [
+        "| 1.00x (0.99 to 1.03) phantom |",
+        "| +0 % (-1 % to +2 %) |",
+        "| (a to b) |",
+        "Text (0.99 to 1.03) at 5 % stays.",
+    ]
     assert unbroken("\n".join(rows)).split("\n") == [
         '| 1.00x <span class="interval">(0.99 to 1.03)</span> phantom |',
-        '| +0 % <span class="interval">(-1 % to +2 %)</span> |',
+        '| +0\u00a0% <span class="interval">(-1\u00a0% to +2\u00a0%)</span> |',
         *rows[2:],
     ]
