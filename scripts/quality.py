@@ -119,16 +119,22 @@ def _basis(rows: Sequence[Row], name: str) -> str:
     own = of_protocol(rows, name)
     if not own:
         return ""
-    config, seeds = own[0]["config"], len(own[0]["config"]["noise_seeds"])
+    config = own[0]["config"]
     guided = ", ".join(f"{g:g}" for g in dict.fromkeys(run["config"]["sampler"]["guidance"] for run in own))
     parts = [
         f"{len(own)} runs of protocol `{own[0]['protocol']['id']}`: {config['sampler']['steps']} steps, "
-        f"{len(config['prompts'])} prompts x {seeds} noise seed{'s' * (seeds > 1)}, {config['dtype']}, guidance "
+        f"{len(config['prompts'])} prompts, {_draws(config)}, {config['dtype']}, guidance "
         f"{guided} (each model's own), {own[0]['environment']['cpu']}.",
         quality_found.so_far(own, name),
         f"Repeat it: `{COMMAND.format(name)}`.",
     ]
     return " ".join(filter(None, parts))
+
+
+def _draws(config: dict) -> str:
+    """`each drawn once`, or from how many noises."""
+    count = len(config["noise_seeds"])
+    return "each drawn once" if count == 1 else f"each drawn from {count} noises"
 
 
 def _models(rows: Sequence[Row], name: str, part: Callable[[list[dict], str], str]) -> str:

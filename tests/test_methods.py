@@ -80,13 +80,27 @@ def test_help_is_judged_by_intervals_and_recovered_runs_do_not_count():
     found = method_runs.cells({"engine": runs})
     (cell,) = found
     assert [method_runs.criterion(r) for r in found[cell]] == ["obs", "taylor", "wanda", "magnitude"]
-    helps, *others = method_runs.verdicts("taylor", found)
-    assert others == [[], []]
-    assert "0.300 (0.280 to 0.320) against 0.500 (0.450 to 0.550) by magnitude; number 2 of 4, behind obs" in helps[0]
-    assert "intervals apart from none of these" in helps[0]
-    found_of_wanda = method_runs.verdicts("wanda", found)  # its interval overlaps that of magnitude
-    assert list(map(len, found_of_wanda)) == [0, 1, 0]
-    assert method_runs.verdicts("learned", found) == ([], [], [])
+    (taylor,) = method_runs.verdicts("taylor", found)
+    assert taylor[1:] == ("better", "0.300 against 0.500", 2)
+    (wanda,) = method_runs.verdicts("wanda", found)  # its interval overlaps that of magnitude
+    assert wanda.word == "no difference"
+    (by_chance,) = method_runs.verdicts(
+        "magnitude", method_runs.cells({"engine": [*runs, run("random", 0.2, 0.1, 0.3)]})
+    )
+    assert by_chance.word == "worse"
+    assert method_runs.verdicts("learned", found) == []
+
+
+def test_verdicts_of_many_rates_are_a_row_and_their_tables_are_folded():
+    runs = [run("magnitude", 0.5, 0.4, 0.6), run("taylor", 0.3, 0.2, 0.35)]
+    found = {method_runs.Cell("quality", "m", "head", rate): runs[::-1] for rate in (0.3, 0.5, 0.7)}
+    *_, row = method_runs.verdict_table(method_runs.verdicts("taylor", found), found)
+    better = "<br>".join(f"{rate} %: 0.300 against 0.500" for rate in (30, 50, 70))
+    assert row == f"| head | `m`, quality | {better} | - | - | 1 of 2 |"
+    half, others = method_runs.ranked(found, "taylor")
+    assert "head, 50 %" in half
+    assert others.count("<table") == 2
+    assert others.startswith("<details><summary>2 tables of other rates")
 
 
 def test_worse_is_told_from_what_cannot_be_told_and_seeds_must_agree():
@@ -98,8 +112,8 @@ def test_worse_is_told_from_what_cannot_be_told_and_seeds_must_agree():
     runs = [magnitude, of_seeds(run("taylor", 0.7, 0.65, 0.75), 0.6, 0.7, 0.8)]
     runs += [of_seeds(run("wanda", 0.3, 0.25, 0.35), 0.45, 0.2, 0.25)]  # by its interval lower, not by its first seed
     found = method_runs.cells({"engine": runs})
-    assert list(map(len, method_runs.verdicts("taylor", found))) == [0, 0, 1]
-    assert list(map(len, method_runs.verdicts("wanda", found))) == [0, 1, 0]
+    assert [verdict.word for verdict in method_runs.verdicts("taylor", found)] == ["worse"]
+    assert [verdict.word for verdict in method_runs.verdicts("wanda", found)] == ["no difference"]
 
 
 def test_magnitude_is_the_yardstick_and_not_the_best(found):
