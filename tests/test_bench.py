@@ -214,6 +214,10 @@ PRUNE = ["-m", "reference", "prune"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["-m", "reference.bench", "--suite", "quality", "--method", "luck"],
+            "quality.yaml: no entry 'luck'; there are",
+        ),
         (["-m", "reference.bench", "--method", "luck"], "no entry 'luck'; there are unstructured"),
         (["-m", "reference.bench", "--protocol", "missing.yaml"], "missing.yaml"),
         ([*PRUNE, "openmoji-mmdit", "--granularity", "weight", "--amount", "1.0", "--out", "x"], "not 1.0"),

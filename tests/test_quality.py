@@ -224,3 +224,13 @@ def test_a_second_model_is_told_the_prompts_by_its_own_text_encoder(tmp_path):
     assert found[0]["picture_error"] == 0
     assert found[1]["prediction_error"] > 0.1
     assert found[1]["retrieval_top5_seen"] < found[0]["retrieval_top5_seen"]
+
+
+def test_all_experiments_with_one_entry_are_those_that_know_it(capsys):
+    from reference.bench.__main__ import main
+
+    assert main(["--suite", "quality", "--method", "channel", "--list"]) == 2
+    assert main(["--suite", "quality", "--method", "depth", "--list"]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 24  # 12 of each model, of the rate curves alone
+    assert printed.err.count("no entry 'channel'") == 1
