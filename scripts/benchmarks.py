@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts import charts, evidence, figures_compared, figures_speed, lab, quality, run_table
+from scripts import charts, evidence, figures_compared, figures_quality, figures_speed, lab, quality, run_table
 from scripts.figures import shown
 from scripts.runs import Row
 from scripts.text import NOTE
@@ -22,7 +22,7 @@ def drawn(rows: Sequence[Row]) -> dict[str, list[charts.Chart]]:
     found = {
         "results": [figures_speed.pareto(rows)],
         "speed": [figures_speed.nominal(rows), figures_speed.shapes(rows)],
-        "criteria": [figures_compared.criteria(rows)],
+        "criteria": [figures_compared.criteria(rows), figures_quality.calibration(rows)],
         **quality.drawn(rows),
     }
     return {page: [chart for chart in of_page if chart] for page, of_page in found.items()}

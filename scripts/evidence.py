@@ -9,11 +9,11 @@ import yaml
 
 from reference.bench import criteria_table, results
 from reference.bench.device import ROOT
-from scripts import charts, claims, figures_compared, figures_speed, quality_parts
+from scripts import charts, claims, figures_compared, figures_quality, figures_speed, quality_parts
 from scripts.figures import shown as chart_or_command
 from scripts.pictures import grid as pictures_of
 from scripts.quality_runs import of_protocol
-from scripts.runs import Row
+from scripts.runs import Row, protocol_of
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
 COVERAGE = ROOT / "reference" / "anatomy" / "coverage.json"
@@ -33,10 +33,11 @@ README_COLUMNS = (*LEFT_COLUMNS[:5], *GAINS[::2], *COSTS[1:])
 
 
 def published(suite: str = "embedded") -> list[dict]:
-    """Runs of a suite's newest session on each published device."""
+    """Runs of the protocol that bears the suite's name: its newest session on each published device."""
     runs = []
     for device in yaml.safe_load(PUBLISHED.read_text()).get(suite, []):
-        runs += results.newest(results.read(ROOT / "results" / suite / device))
+        found = results.read(ROOT / "results" / suite / device)
+        runs += results.newest(run for run in found if protocol_of(run) == suite)
     return runs
 
 
@@ -155,11 +156,26 @@ def criteria_page(shown: list[Row]) -> str:
             "\n".join("| " + " | ".join(row) + " |" for row in rows),
             "## Do the orders that papers report hold here?",
             "\n".join(["| Removed | Error | Expected order | Holds |", "|---|---|---|---|", *orders(runs)]),
+            "## How much calibration data?",
+            CALIBRATION,
+            chart_or_command(
+                figures_quality.calibration(shown),
+                "Calibration data",
+                "python -m reference.bench --suite engine --protocol calibration",
+            ),
             peer_checks(),
             charts.loaders("criteria"),
             "",
         ]
     )
+
+
+CALIBRATION = (
+    "The same criteria, calibrated on more and more prompts, each number of them drawn three times with other noise. "
+    "*Agreement* is the share of removed units that two draws have in common, out of those that either removes, mean "
+    "over layers: at 1 the data does not matter; a criterion near `random` follows the noise of its data. The error "
+    "says whether that matters: units of equal worth may well be exchanged."
+)
 
 
 def peer_checks() -> str:

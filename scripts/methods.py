@@ -20,6 +20,7 @@ from pygments.lexers import PythonLexer
 from reference.request import SERVES, WITHOUT_DATA
 from scripts import evidence, method_runs
 from scripts.catalog import ROOT
+from scripts.quality_runs import by_model
 from scripts.text import NOTE, anchor, esc, h, newest_first, slug, venue_of
 
 EQUATIONS = Path(__file__).with_name("equations.yaml")
@@ -199,23 +200,27 @@ def papers_section(papers: list[dict], heading: str, view: str) -> list[str]:
 
 
 def pictures(runs: list[dict], name: str) -> tuple[list[str], dict[Path, bytes]]:
-    """What dense and pruned models draw from the same noise, for the runs that kept pictures."""
-    drawn = [run for run in runs if run["artifacts"]]
-    if len(drawn) < 2:
+    """What the dense and the pruned model draw from the same noise, for runs that kept pictures; a grid a model."""
+    lines, files = [], {}
+    for model, own in by_model([run for run in runs if run["artifacts"]]).items():
+        if len(own) > 1:
+            file = f"{name}-{model}.png"
+            lines += [
+                f'<div class="wide" tabindex="0" role="region" aria-label="Pictures by {model}">'
+                f'<img alt="By the dense model and after pruning, {name}, {model}" src="pictures/{file}"></div>',
+                "",
+            ]
+            files[Path("site/generated/methods/pictures") / file] = evidence.grid(own)
+    if not files:
         return [], {}
-    file = f"{name}.png"
-    lines = [
-        "## Pictures",
-        "",
-        "The same noise and the same prompt in every column; the dense model above.",
-        "",
-        f'<div class="wide" tabindex="0" role="region" aria-label="Pictures">'
-        f'<img alt="Pictures by the dense model and after pruning, {name}" src="pictures/{file}"></div>',
-        "",
-        evidence.CREDIT,
-        "",
-    ]
-    return lines, {Path("site/generated/methods/pictures") / file: evidence.grid(drawn)}
+    said = "The same noise and the same prompt in every column; the dense model above."
+    return ["## Pictures", "", said, "", *lines, evidence.CREDIT, ""], files
+
+
+def drawn_of(runs: list[dict]) -> list[dict]:
+    """Those of a criterion's runs whose pictures its page shows: about a third and about a half removed."""
+    near = [r for r in runs if r["artifacts"] and any(abs(r["config"]["amount"] - rate) < 0.045 for rate in (0.3, 0.5))]
+    return sorted(near, key=lambda run: (run["config"]["granularity"], run["config"]["amount"]))
 
 
 def with_dense(runs: list[dict], wanted: list[dict]) -> list[dict]:
@@ -226,21 +231,23 @@ def with_dense(runs: list[dict], wanted: list[dict]) -> list[dict]:
 
 def helps_section(name: str, found: dict) -> list[str]:
     """When it helps and when it does not, from runs alone."""
-    helps, fails = method_runs.verdicts(name, found)
+    judged = method_runs.verdicts(name, found)
     yardstick = "random removal" if name in WITHOUT_DATA else "magnitude, which needs no data"
     lines = ["## When it helps, and when it does not", ""]
     if name == "random":
         return [*lines, "Never: it is what every other criterion must beat. The tables show by how much each does.", ""]
-    if not helps and not fails:
+    if not judged:
         return [*lines, "No published run yet. Measure it: `python -m reference.bench --suite engine`.", ""]
-    lines += [
-        f"It helps where its prediction error is below that of {yardstick}, with 95 % intervals that do not overlap. "
-        "Small trained models on a CPU, nothing trained afterwards; [method and limits](../../method.md).",
+    counted = [f"{word} in {sum(verdict.word == word for verdict in judged)}" for word in method_runs.WORDS]
+    return [
+        *lines,
+        f"Beside {yardstick}, by the error of the prediction: {', '.join(counted)} of {len(judged)} comparisons. "
+        "*No difference*: the 95 % intervals overlap. *Place* is that among all criteria measured there. Small trained "
+        "models on a CPU, nothing trained afterwards; [method and limits](../../method.md).",
+        "",
+        *method_runs.verdict_table(judged, found),
         "",
     ]
-    lines += ["It helps for", "", *(f"- {text}" for text in helps), ""] if helps else ["It helped in no cell.", ""]
-    lines += ["It does not help for", "", *(f"- {text}" for text in fails), ""] if fails else []
-    return lines
 
 
 def criterion_page(name: str, papers: list[dict], vocab: dict, runs: dict, found: dict, repo: str) -> tuple[str, dict]:
@@ -253,7 +260,7 @@ def criterion_page(name: str, papers: list[dict], vocab: dict, runs: dict, found
     amount = "" if unit == "N:M" else " --amount 0.3"
     users = [paper for paper in papers if kind.catalogue in paper["criterion"]]
     shown = [r for r in runs["quality"] if method_runs.criterion(r) == name and not r["subject"]["is_baseline"]]
-    drawings, files = pictures(with_dense(runs["quality"], shown[:6]), name)
+    drawings, files = pictures(with_dense(runs["quality"], drawn_of(shown)), name)
     lines = [
         *head(f"{kind.title}", f"{module.replace('.', '/')}.py"),
         idea(module),
@@ -269,7 +276,7 @@ def criterion_page(name: str, papers: list[dict], vocab: dict, runs: dict, found
     ]
     if mine:
         lines += ["## Measured", "", *method_runs.error_curves(mine, tuple(SERVES[name]), name), ""]
-        lines += [method_runs.bars(cell, there, name) for cell, there in mine.items()]
+        lines += method_runs.ranked(mine, name)
         lines += ["", "Every run: [criteria compared](../criteria.md), [results](../results.md).", ""]
     lines += drawings
     lines += ["## What it can rank", "", "| Unit | Ranked within |", "|---|---|", *serves, ""]
@@ -323,7 +330,7 @@ def entry_page(name: str, papers: list[dict], vocab: dict, runs: dict, found: di
     mine = {cell: there for cell, there in found.items() if cell.granularity in kind.granularities and len(there) > 1}
     if mine:
         lines += ["## Which criterion", "", *method_runs.error_curves(mine, kind.granularities), ""]
-        lines += [method_runs.bars(cell, there) for cell, there in mine.items()]
+        lines += method_runs.ranked(mine)
         lines += ["", "0 is the dense model; at 1 the error is as large as what is to be predicted.", ""]
     lines += drawings
     if kind.command:

@@ -99,9 +99,15 @@ def _basis(rows: Sequence[Row], name: str) -> str:
     guided = ", ".join(f"{g:g}" for g in dict.fromkeys(run["config"]["sampler"]["guidance"] for run in own))
     return (
         f"{len(own)} runs of protocol `{own[0]['protocol']['id']}`: {config['sampler']['steps']} steps, "
-        f"{len(config['prompts'])} prompts x {len(config['noise_seeds'])} noise seeds, {config['dtype']}, guidance "
+        f"{len(config['prompts'])} prompts, {_draws(config)}, {config['dtype']}, guidance "
         f"{guided} (each model's own), {own[0]['environment']['cpu']}. Repeat it: `{COMMAND.format(name)}`."
     )
+
+
+def _draws(config: dict) -> str:
+    """`each drawn once`, or from how many noises."""
+    count = len(config["noise_seeds"])
+    return "each drawn once" if count == 1 else f"each drawn from {count} noises"
 
 
 def _models(rows: Sequence[Row], name: str, part: Callable[[list[dict], str], str]) -> str:

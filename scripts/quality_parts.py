@@ -30,7 +30,7 @@ def grids(runs: list[dict], model: str, files: Files) -> str:
         near = [run for run in measured(runs) if run["artifacts"] and abs(run["config"]["amount"] - rate) < 0.045]
         near.sort(key=lambda run: (run["config"]["granularity"], run["config"]["criterion"]))
         strips = [("dense", _strip(dense))]
-        strips += [(f"{run['config']['granularity']}, {_criterion(run)}", _strip(run)) for run in near]
+        strips += [(_label(run), _strip(run)) for run in near]
         if len(strips) > 1:
             name = f"quality/grid-{model}-{percent(rate)[:2]}.png"
             files[GENERATED / name] = grid(strips, dense["config"]["prompts"][:GRID_WIDTH])
@@ -68,6 +68,13 @@ BEST = {
 def _criterion(run: dict) -> str:
     scope = run["config"].get("scope")
     return run["config"]["criterion"] + (f" ({scope})" if scope else "")
+
+
+def _label(run: dict) -> str:
+    """`neuron, obs`; with the rate where whole units made another of it: `head 40 %, obs`."""
+    config, rate = run["config"], run["achieved"]["unit_rate"]
+    other = f" {percent(rate)}" if abs(rate - config["amount"]) >= 0.02 else ""
+    return f"{config['granularity']}{other}, {_criterion(run)}"
 
 
 def _strip(run: dict) -> Path:

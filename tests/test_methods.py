@@ -77,13 +77,27 @@ def test_help_is_judged_by_intervals_and_recovered_runs_do_not_count():
     found = method_runs.cells({"engine": runs})
     (cell,) = found
     assert [method_runs.criterion(r) for r in found[cell]] == ["obs", "taylor", "wanda", "magnitude"]
-    helps, fails = method_runs.verdicts("taylor", found)
-    assert fails == []
-    assert "0.300 (0.280 to 0.320) against 0.500 (0.450 to 0.550) by magnitude; number 2 of 4, behind obs" in helps[0]
-    assert "intervals apart from none of these" in helps[0]
-    helps, fails = method_runs.verdicts("wanda", found)  # its interval overlaps that of magnitude
-    assert (len(helps), len(fails)) == (0, 1)
-    assert method_runs.verdicts("learned", found) == ([], [])
+    (taylor,) = method_runs.verdicts("taylor", found)
+    assert taylor[1:] == ("better", "0.300 against 0.500", 2)
+    (wanda,) = method_runs.verdicts("wanda", found)  # its interval overlaps that of magnitude
+    assert wanda.word == "no difference"
+    (by_chance,) = method_runs.verdicts(
+        "magnitude", method_runs.cells({"engine": [*runs, run("random", 0.2, 0.1, 0.3)]})
+    )
+    assert by_chance.word == "worse"
+    assert method_runs.verdicts("learned", found) == []
+
+
+def test_verdicts_of_many_rates_are_a_row_and_their_tables_are_folded():
+    runs = [run("magnitude", 0.5, 0.4, 0.6), run("taylor", 0.3, 0.2, 0.35)]
+    found = {method_runs.Cell("quality", "m", "head", rate): runs[::-1] for rate in (0.3, 0.5, 0.7)}
+    *_, row = method_runs.verdict_table(method_runs.verdicts("taylor", found), found)
+    better = "<br>".join(f"{rate} %: 0.300 against 0.500" for rate in (30, 50, 70))
+    assert row == f"| head | `m`, quality | {better} | - | - | 1 of 2 |"
+    half, others = method_runs.ranked(found, "taylor")
+    assert "head, 50 %" in half
+    assert others.count("<table") == 2
+    assert others.startswith("<details><summary>2 tables of other rates")
 
 
 def test_the_best_scope_of_a_criterion_counts():

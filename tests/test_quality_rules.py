@@ -1,5 +1,6 @@
 """The rules of the quality protocols on made-up runs, and the page that they are published on."""
 
+import io
 import subprocess
 import sys
 from itertools import count
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import quality, quality_rules, quality_runs, runs
+from scripts import quality, quality_parts, quality_rules, quality_runs, runs
+from scripts.pictures import grid
 from scripts.quality_rules import Limits
 from tests.test_figures import run as result
 
@@ -220,3 +222,15 @@ def test_pages_with_runs_show_charts_tables_and_pictures(tmp_path):
     assert pair[2:5] == ("int8", "0.149", "0.105")  # root of 0.1^2 + 0.11^2 over two prompts, as the rule takes it
     assert [line[2] for line in charts["recovery"][0].table] == ["nothing"] * 4
     assert charts["quality"][0].table[0][:4] == ("m", "attention", "weight", "50 %")
+
+
+def test_a_grid_names_the_rate_that_whole_units_made(tmp_path):
+    for rate, label in ((0.4, "head 40 %, obs"), (0.305, "head, obs")):
+        asked = {"granularity": "head", "criterion": "obs", "amount": 0.3}
+        assert quality_parts._label({"config": asked, "achieved": {"unit_rate": rate}}) == label
+    strip = tmp_path / "strip.png"
+    Image.new("RGB", (64, 32)).save(strip)
+    widths = [Image.open(io.BytesIO(grid([(name, strip)], ["a", "b"]))).width for name in ("dense", "d" * 60)]
+    assert widths[1] > widths[0] + 100  # no name is cut off
+    more = Image.open(io.BytesIO(grid([("dense", strip)], ["a", "b", "not kept"])))
+    assert more.width == widths[0]  # and no empty column
