@@ -6,6 +6,7 @@ the reasons name what differs. Gains are compared, never absolute times on other
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from reference.bench import claims_table, results
@@ -64,8 +65,8 @@ def achieved(run: dict, baseline: dict, metric: str) -> tuple[float, tuple[float
     return 1 - now[field] / was[field], None
 
 
-def verdict(paper: dict, claim: dict, runs: list[dict], vocab: dict) -> Verdict:
-    """What `runs` say about one claim of one paper."""
+def verdict(paper: dict, claim: dict, runs: list[dict], vocab: dict, others: Sequence[dict] = ()) -> Verdict:
+    """What `runs` say about one claim of one paper; `others`, runs of other suites, count for the reasons only."""
     tests = [r for r in runs if claim_of(r) == f"{paper['id']}/{claim['id']}" and r["status"] == "ok"]
     if tests and isinstance(tests[-1]["config"]["claim"], dict):
         return at_full_size(tests[-1])
@@ -77,7 +78,7 @@ def verdict(paper: dict, claim: dict, runs: list[dict], vocab: dict) -> Verdict:
         gain, interval = achieved(run, baseline, metric)
         word = judge(GAINS[metric](*both), gain, interval)
         return Verdict(word, [f"ratio measured on other hardware: {run['environment']['cpu']}"], run, gain, interval)
-    return Verdict("not comparable", reasons(paper, claim, runs, vocab))
+    return Verdict("not comparable", reasons(paper, claim, [*runs, *others], vocab))
 
 
 def claim_of(run: dict) -> str | None:
@@ -103,16 +104,27 @@ def reasons(paper: dict, claim: dict, runs: list[dict], vocab: dict) -> list[str
     """What differs between a claim and all of our runs: unit removed, model, metric, hardware."""
     found = []
     units, models = {_unit(run) for run in runs if _unit(run)}, {run["subject"]["model"] for run in runs}
-    if not units & set(paper["granularity"]):
-        names = [vocab["granularity"][g]["label"].lower() for g in paper["granularity"]]
-        found.append(f"no run removes {' or '.join(names)}" if names else "it removes no part of the network")
+    scores = {score["metric"] for run in runs for score in run.get("quality", [])}
+    named = [g for g in paper["granularity"] if g != "unstated"]
+    if paper["granularity"] and not named:
+        found.append("the pages seen do not name the removed unit")
+    elif not units & set(named):
+        labels = [vocab["granularity"][g]["label"].lower() for g in named]
+        found.append(f"no run removes {' or '.join(labels)}" if labels else "it removes no part of the network")
     if not models & set(paper["targets"]):
         found.append(f"another model ({', '.join(sorted(models))})" if models else "no run yet")
+    metric = vocab["metric"][claim["metric"]]["label"]
     if claim["metric"] in ABSOLUTE and claim["unit"] != "x":
         where = f"on {claim['hardware']}" if claim["hardware"] else "on hardware that is not stated"
         found.append(f"an absolute figure {where}")
+    elif claim["metric"] in scores:
+        found.append(f"{metric} of other pictures")
+    elif claim["metric"] == "sparsity":
+        found.append("a rate that was chosen, with no gain beside it")
     elif claim["metric"] not in GAINS:
-        found.append(f"no run measures {vocab['metric'][claim['metric']]['label']}")
+        found.append(f"no run measures {metric}")
+    elif claim["dense"] is None and not claim["metric"].endswith("removed") and "fewer" not in claim["unit"]:
+        found.append("no number of the dense model is printed")
     return found or ["no run names this claim"]
 
 

@@ -42,8 +42,8 @@ COLUMNS = (
 FACETS = {"verdict": "Verdict", "family": "Family", "metric": "Metric", "hardware": "Hardware"}
 
 
-def entries(papers: list[dict], runs: list[dict], vocab: dict) -> list[Entry]:
-    """The founding note's claims, then those of all papers; the judged ones first."""
+def entries(papers: list[dict], runs: list[dict], vocab: dict, others: Sequence[dict] = ()) -> list[Entry]:
+    """The founding note's claims, then those of all papers; the judged ones first. `others` as in `claims.verdict`."""
     found = [
         Entry(f"founding-note/{n}", FOUNDING.capitalize(), None, "founding note", "size" if n % 2 else "speed-up", what,
               "-", "not stated", "its expected results", claimed, verdict)
@@ -54,7 +54,7 @@ def entries(papers: list[dict], runs: list[dict], vocab: dict) -> list[Entry]:
             found.append(elsewhere(run))
     for paper in papers:
         for claim in paper.get("claims", []):
-            verdict = claims.verdict(paper, claim, runs, vocab)
+            verdict = claims.verdict(paper, claim, runs, vocab, others)
             both = (claim["dense"], claim["pruned"])
             known = both if claim["dense"] is not None or claim["pruned"] is None else both[1:]  # a share has no before
             unit = claim["unit"] if claim["unit"] == "x" else f" {claim['unit']}"

@@ -223,7 +223,8 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     address = repo_url(root)
     runs = evidence.published()
     tests = runs + [row.run for row in rows if row.suite == "claims" and row.state == "current"]
-    judged = ledger.entries(papers.data, tests, vocab)
+    others = [row.run for row in rows if row.suite not in ("embedded", "claims") and row.state == "current"]
+    judged = ledger.entries(papers.data, tests, vocab, others)
     measured = claims.measured_here(papers.data, tests)
     pages = {kind: lists.page(kind, documents[kind], vocab, links, address, known, measured) for kind in catalog.FILES}
     pages |= {
@@ -236,7 +237,7 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     pages |= benchmarks.pages(rows, address)
     measured_pages, grids = quality.pages(rows)
     pages |= measured_pages
-    by_paper = paper_page.pages(papers, data, vocab, links, address, tests)
+    by_paper = paper_page.pages(papers, data, vocab, links, address, tests, others)
     pages |= {f"papers/{key}": text for key, text in by_paper.items()}
     by_method, drawings = methods.pages(papers.data, vocab, address)
     pages |= {f"methods/{key}": text for key, text in by_method.items()}

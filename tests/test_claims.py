@@ -68,3 +68,37 @@ def test_reasons_name_what_differs():
         "an absolute figure on A100",
     ]
     assert "no run measures FID" in claims.reasons(PAPER, CLAIM | {"metric": "fid"}, runs(1, [1, 1]), VOCAB)
+
+
+def test_runs_of_other_suites_count_for_the_reasons():
+    blocks = PAPER | {"granularity": ["block"]}
+    embedded = runs(1.4, [1.3, 1.5])
+    assert claims.verdict(blocks, CLAIM, embedded, VOCAB).reasons == ["no run removes block"]
+    deep = embedded[1] | {"config": {"granularity": "block"}, "quality": [{"metric": "psnr", "value": 20.0}]}
+    deep["subject"] = {"model": "a-unet", "baseline_run": None, "entry": "depth"}
+    assert claims.verdict(blocks, CLAIM, embedded, VOCAB, [deep]).reasons == ["no run names this claim"]
+    elsewhere = blocks | {"targets": ["flux.1-dev"]}
+    assert claims.verdict(elsewhere, CLAIM | {"metric": "psnr"}, embedded, VOCAB, [deep]).reasons == [
+        "another model (a-unet, sdxl)",
+        "PSNR of other pictures",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"metric": "sparsity", "unit": "%"}, ["a rate that was chosen, with no gain beside it"]),
+        ({"metric": "params", "unit": "M", "dense": None}, ["no number of the dense model is printed"]),
+        ({"metric": "flops", "unit": "x fewer", "dense": None}, ["no run names this claim"]),
+        ({"metric": "params-removed", "unit": "%", "dense": None}, ["no run names this claim"]),
+    ],
+)
+def test_what_is_no_gain_is_named(changed, why):
+    assert claims.reasons(PAPER, CLAIM | changed, runs(1.4, [1.3, 1.5]), VOCAB) == why
+
+
+def test_a_unit_that_no_page_names_is_said_to_be_unknown():
+    unnamed = PAPER | {"granularity": ["unstated"]}
+    assert claims.reasons(unnamed, CLAIM, runs(1.4, [1.3, 1.5]), VOCAB) == [
+        "the pages seen do not name the removed unit"
+    ]
