@@ -6,7 +6,6 @@ the reasons name what differs. Gains are compared, never absolute times on other
 """
 
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from reference.bench import claims_table, results
@@ -65,8 +64,8 @@ def achieved(run: dict, baseline: dict, metric: str) -> tuple[float, tuple[float
     return 1 - now[field] / was[field], None
 
 
-def verdict(paper: dict, claim: dict, runs: list[dict], vocab: dict, others: Sequence[dict] = ()) -> Verdict:
-    """What `runs` say about one claim of one paper; `others`, runs of other suites, count for the reasons only."""
+def verdict(paper: dict, claim: dict, runs: list[dict], vocab: dict) -> Verdict:
+    """What `runs` say about one claim of one paper."""
     tests = [r for r in runs if claim_of(r) == f"{paper['id']}/{claim['id']}" and r["status"] == "ok"]
     if tests and isinstance(tests[-1]["config"]["claim"], dict):
         return at_full_size(tests[-1])
@@ -78,7 +77,7 @@ def verdict(paper: dict, claim: dict, runs: list[dict], vocab: dict, others: Seq
         gain, interval = achieved(run, baseline, metric)
         word = judge(GAINS[metric](*both), gain, interval)
         return Verdict(word, [f"ratio measured on other hardware: {run['environment']['cpu']}"], run, gain, interval)
-    return Verdict("not comparable", reasons(paper, claim, [*runs, *others], vocab))
+    return Verdict("not comparable", reasons(paper, claim, runs, vocab))
 
 
 def claim_of(run: dict) -> str | None:
@@ -101,28 +100,30 @@ def at_full_size(run: dict) -> Verdict:
 
 
 def reasons(paper: dict, claim: dict, runs: list[dict], vocab: dict) -> list[str]:
-    """What differs between a claim and all of our runs: unit removed, model, metric, hardware."""
+    """What differs between a claim and all of our runs, of whatever suite: unit removed, model, metric, hardware."""
     found = []
     units, models = {_unit(run) for run in runs if _unit(run)}, {run["subject"]["model"] for run in runs}
-    scores = {score["metric"] for run in runs for score in run.get("quality", [])}
-    named = [g for g in paper["granularity"] if g != "unstated"]
-    if paper["granularity"] and not named:
-        found.append("the pages seen do not name the removed unit")
-    elif not units & set(named):
-        labels = [vocab["granularity"][g]["label"].lower() for g in named]
-        found.append(f"no run removes {' or '.join(labels)}" if labels else "it removes no part of the network")
+    labels = {g: vocab["granularity"][g]["label"].lower() for g in paper["granularity"]}
+    both = [g for g in labels if g in units]
+    if "unstated" in labels:
+        found.append("what it removes is not stated")
+    elif not both:
+        found.append(
+            f"no run removes {' or '.join(labels.values())}" if labels else "it removes no part of the network"
+        )
+    elif claim["metric"] == "speed-up" and not any(run["speed"] for run in runs if _unit(run) in both):
+        found.append(f"no run that removes {' or '.join(labels[g] for g in both)} was timed")
     if not models & set(paper["targets"]):
-        found.append(f"another model ({', '.join(sorted(models))})" if models else "no run yet")
-    metric = vocab["metric"][claim["metric"]]["label"]
+        found.append(f"our runs are of {', '.join(sorted(models))}" if models else "no run yet")
     if claim["metric"] in ABSOLUTE and claim["unit"] != "x":
         where = f"on {claim['hardware']}" if claim["hardware"] else "on hardware that is not stated"
         found.append(f"an absolute figure {where}")
-    elif claim["metric"] in scores:
-        found.append(f"{metric} of other pictures")
+    elif claim["metric"] in {q["metric"] for run in runs for q in run["quality"]}:
+        found.append(f"our {vocab['metric'][claim['metric']]['label']} is to the dense model's own pictures")
     elif claim["metric"] == "sparsity":
         found.append("a rate that was chosen, with no gain beside it")
     elif claim["metric"] not in GAINS:
-        found.append(f"no run measures {metric}")
+        found.append(f"no run measures {vocab['metric'][claim['metric']]['label']}")
     elif claim["dense"] is None and not claim["metric"].endswith("removed") and "fewer" not in claim["unit"]:
         found.append("no number of the dense model is printed")
     return found or ["no run names this claim"]
@@ -153,13 +154,13 @@ def measured_here(papers: list[dict], runs: list[dict]) -> dict[str, str]:
 
 
 def nearest(paper: dict, runs: list[dict]) -> list[dict]:
-    """Runs that remove the same kind of unit as a pruning paper: of each kind and recovery that nearest to one half."""
+    """Timed runs that remove the same unit as a pruning paper: of each unit and recovery the one nearest to half."""
     if paper["family"] != "pruning":
         return []
     best = {}
     for run in runs:
         unit, recovery = _unit(run), run["config"].get("recovery", {}).get("kind", "none")
-        if run["status"] == "ok" and unit in paper["granularity"]:
+        if run["status"] == "ok" and run["speed"] and unit in paper["granularity"]:
             distance = abs(run["config"]["amount"] - 0.5)
             if (unit, recovery) not in best or distance < best[unit, recovery][0]:
                 best[unit, recovery] = (distance, run)
@@ -184,7 +185,7 @@ def run_cells(runs: list[dict], page: str) -> list[list[str]]:
         units = f"weights, {unit}" if ":" in unit else f"{unit}s"
         what = f"{results.percent(run['config'].get('amount'))} of each layer's {units}"
         kind = run["config"].get("recovery", {}).get("kind", "none")
-        rows.append([h(what), h(kind), h(times), f"{h(quality)} dB", anchor(run["run_id"], f"{page}#runs")])
+        rows.append([h(what), h(kind), h(times), f"{h(quality)} dB", anchor(run["run_id"], f"{page}#{run['run_id']}")])
     return rows
 
 
@@ -196,6 +197,8 @@ def founding(runs: list[dict]) -> list[tuple[str, float, Verdict]]:
         rate = run["config"].get("amount")
         if run["subject"]["entry"] != "unstructured" or rate not in FOUNDING_CLAIMS or run["status"] != "ok":
             continue
+        if not run["speed"]:
+            continue  # of another suite: the note promises time
         for metric, claimed in zip(("size", "speed-up"), FOUNDING_CLAIMS[rate][:2], strict=True):
             gain, interval = achieved(run, by_id[run["subject"]["baseline_run"]], metric)
             word = judge(claimed, gain, interval)

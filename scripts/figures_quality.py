@@ -19,7 +19,7 @@ METRICS = {
     "weighted_prediction_error": ("error, early steps count more", 3),
     "psnr": ("PSNR to the dense picture, dB", 1),
     "feature_cosine": ("feature cosine to the dense picture", 3),
-    "kernel_distance": ("kernel distance to the drawings", 3),
+    "kernel_distance": ("kernel distance to the drawings", 4),
     "retrieval_top5_seen": ("prompt among the first 5, seen names", 2),
     "retrieval_top5_unseen": ("prompt among the first 5, unseen names", 2),
     "agreement": ("agreement between draws of data", 2),
@@ -83,7 +83,8 @@ RATE = Along(
     lambda row: row.run["achieved"]["unit_rate"],
     percent,
     {"axis": {"format": ".0%", "tickCount": 5}, "scale": {"domain": [0, 1]}},
-    ". The dotted line, where there is one, is the floor: the dense model drawn from other noise.",
+    "prompts. The dotted line, where there is one, is the floor: the dense model drawn from other noise. A kernel "
+    "distance is an unbiased estimate: one below 0 is not told from 0.",
 )
 PROMPTS = Along(
     "prompts",
@@ -91,7 +92,7 @@ PROMPTS = Along(
     lambda row: 0 if row.criterion in WITHOUT_DATA else row.run["config"]["calibration"]["prompts"],
     str,
     {"axis": {"values": [0, 2, 8, 32, 128], "format": "d"}, "scale": {"type": "symlog"}},
-    ", of the agreement over layers. Criteria that look at no data stand at 0.",
+    "the pictures of all seeds, of the agreement over layers. Criteria that look at no data stand at 0.",
 )
 
 
@@ -168,7 +169,7 @@ def _lines(
             for d in sorted(data, key=lambda d: (d["model"], d["panel"], d["who"], d["key"], d["x"]))
         ],
         {"metric": ("Figure", metrics), "model": ("Model", models), "who": (who[0].capitalize(), ["all", *every])},
-        f"Bars are 95 % bootstrap intervals over pictures{along.note}",
+        f"Bars are 95 % bootstrap intervals over {along.note}",
     )
 
 

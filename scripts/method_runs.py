@@ -90,6 +90,15 @@ def apart(one: dict, other: dict) -> bool:
     return metric(one, ERROR)["ci95"][1] < metric(other, ERROR)["ci95"][0]
 
 
+def lower(one: dict, other: dict) -> bool:
+    """Whether the first run's error is clearly the lower: by interval, and in each seed where both have seeds.
+
+    The interval holds no other calibration, so each seed must say the same.
+    """
+    seeds = zip(metric(one, ERROR).get("per_seed", []), metric(other, ERROR).get("per_seed", []), strict=False)
+    return apart(one, other) and all(a < b for a, b in seeds)
+
+
 class Verdict(NamedTuple):
     """How a criterion's error in a cell stands to the yardstick's."""
 
@@ -105,7 +114,7 @@ WORDS = ("better", "no difference", "worse")
 def verdicts(name: str, found: dict[Cell, list[dict]]) -> list[Verdict]:
     """A verdict for each cell that holds the criterion and its yardstick, by the lowest rate first.
 
-    The yardstick is magnitude, or random for the criteria without data. Without a difference the intervals overlap.
+    The yardstick is magnitude, or random for the criteria without data. No difference: not `lower` either way.
     """
     yardstick, judged = "random" if name in WITHOUT_DATA else "magnitude", []
     for cell, runs in sorted(found.items(), key=lambda item: item[0].amount):
@@ -113,7 +122,7 @@ def verdicts(name: str, found: dict[Cell, list[dict]]) -> list[Verdict]:
         if name == yardstick or name not in by_name or yardstick not in by_name:
             continue
         own, other = by_name[name], by_name[yardstick]
-        word = WORDS[0] if apart(own, other) else WORDS[2] if apart(other, own) else WORDS[1]
+        word = WORDS[0] if lower(own, other) else WORDS[2] if lower(other, own) else WORDS[1]
         errors = " against ".join(f"{metric(run, ERROR)['value']:.3f}" for run in (own, other))
         judged.append(Verdict(cell, word, errors, 1 + list(by_name).index(name)))
     return judged

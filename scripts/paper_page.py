@@ -15,9 +15,7 @@ RELATED = 6
 UP = "../"
 
 
-def pages(
-    document: Document, data: dict, vocab: dict, links: dict, repo: str, runs: list[dict], others: Sequence[dict] = ()
-) -> dict[str, str]:
+def pages(document: Document, data: dict, vocab: dict, links: dict, repo: str, runs: list[dict]) -> dict[str, str]:
     """Id of a paper -> Markdown of site/generated/papers/ID.md."""
     near = related(document.data)
     titles = {paper["id"]: paper["title"] for paper in document.data}
@@ -31,7 +29,7 @@ def pages(
         paper["id"]: "\n".join(
             [
                 *head(paper, vocab),
-                *claims_section(paper, vocab, runs, others),
+                *claims_section(paper, vocab, runs),
                 *evidence_section(paper, document.mark((i,))[0], links, repo),
                 *related_section(near[paper["id"]], mentions[paper["id"]], titles),
                 "## BibTeX",
@@ -90,14 +88,11 @@ def head(paper: dict, vocab: dict) -> list[str]:
     ]
 
 
-def claims_section(paper: dict, vocab: dict, runs: list[dict], others: Sequence[dict]) -> list[str]:
+def claims_section(paper: dict, vocab: dict, runs: list[dict]) -> list[str]:
     """The numbers that the paper prints, each beside our verdict; then the runs of ours that come nearest."""
     lines = ["## Claimed and measured", ""]
     if "claims" in paper:
-        rows = [
-            claim_cells(claim, vocab, claims.verdict(paper, claim, runs, vocab, others)) for claim in paper["claims"]
-        ]
-        lines += [stacked(CLAIM_HEADS, rows), ""]
+        lines += [stacked(CLAIM_HEADS, [claim_cells(paper, claim, vocab, runs) for claim in paper["claims"]]), ""]
         lines += [f"Rules of the verdicts: [claimed against measured]({UP}claims.md).", ""]
     else:
         lines += ["No number of this paper is in the catalogue yet.", ""]
@@ -107,7 +102,7 @@ def claims_section(paper: dict, vocab: dict, runs: list[dict], others: Sequence[
         lines += [
             f"The nearest that we measured, on another model and with a criterion of our own choice{tests}:",
             "",
-            stacked(claims.RUN_HEADS, claims.run_cells(nearest, f"{UP}results.html")),
+            stacked(claims.RUN_HEADS, claims.run_cells(nearest, f"{UP}runs.html")),
             "",
         ]
     return lines
@@ -116,7 +111,7 @@ def claims_section(paper: dict, vocab: dict, runs: list[dict], others: Sequence[
 CLAIM_HEADS = ("Metric", "Setting", "Dense", "Pruned", "Hardware", "Printed in", "Measured here")
 
 
-def claim_cells(claim: dict, vocab: dict, verdict: claims.Verdict) -> list[str]:
+def claim_cells(paper: dict, claim: dict, vocab: dict, runs: list[dict]) -> list[str]:
     """One printed number as HTML: the unit is left out where it only repeats the metric."""
     label = vocab["metric"][claim["metric"]]["label"]
     unit = "" if claim["unit"].lower() == label.lower() else f" {claim['unit']}"
@@ -125,7 +120,7 @@ def claim_cells(claim: dict, vocab: dict, verdict: claims.Verdict) -> list[str]:
         anchor(label, f"{UP}glossary.html#{slug('metric', claim['metric'])}"),
         *map(h, (claim["setting"], *numbers, claim["hardware"] or "not stated")),
         anchor(claim["where"], claim["evidence"]),
-        claims.sentence_of(verdict),
+        claims.sentence_of(claims.verdict(paper, claim, runs, vocab)),
     ]
 
 

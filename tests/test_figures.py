@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import charts, figures, figures_damage, figures_quality, figures_speed, lab, ledger, run_table, runs
+from scripts import (
+    charts,
+    figures,
+    figures_damage,
+    figures_quality,
+    figures_speed,
+    lab,
+    ledger,
+    run_table,
+    runs,
+    subjects,
+)
 from scripts.text import unbroken
 
 COUNTS = {"parameters": 100, "macs": 1000, "macs_nonzero": 1000, "bytes": 200, "nonzero": 100}
@@ -47,6 +58,18 @@ def timed(speedup: float, half: float, **more) -> dict:
     return {"dense": ms, "pruned": ms, "speedup": speedup, "speedup_ci95": [speedup - half, speedup + half]} | {
         "warmup": 1, "repeats": 3, **more
     }  # fmt: skip
+
+
+def test_who_was_measured_is_said_with_sizes_and_machines():
+    dense = run(0, "dense", None, achieved={"parameters": 5_425_776})
+    rows = runs.of_device([dense, run(1, "head", dense["run_id"])], "quality", "here")
+    small = subjects.sentence(rows)
+    assert "`m` (5.4 million parameters); all runs on a <processor>, 2 cores, none on a GPU." in small
+    assert "says little about the rates of large models" in small
+    big = run(2, "dense", None, achieved={"parameters": 2_000_000_000}, environment={"gpu": "a GPU"})
+    large = subjects.sentence(runs.of_device([big], "quality", "here"))
+    assert large == "Trained models measured so far: `m` (2000.0 million parameters); all runs on a GPU."
+    assert subjects.sentence(runs.of_device([dense], "latency", "here")) == ""  # weights drawn at random
 
 
 def test_states_tell_current_from_earlier_runs():
