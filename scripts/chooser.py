@@ -21,10 +21,15 @@ TIMED = {
 }
 
 
-def script(published: dict[str, list[dict]], papers: list[dict], vocab: dict, subjects: str = "") -> str:
-    """site/generated/data/runs.js: `window.measured = {...}`; all ratios come from the runs."""
+def script(
+    published: dict[str, list[dict]], papers: list[dict], vocab: dict, trained: list[dict], subjects: str = ""
+) -> str:
+    """site/generated/data/runs.js: `window.measured = {...}`; all ratios come from the runs.
+
+    `trained`: runs of `quality-recovery`, which answer for a budget of retraining.
+    """
     labels = {key: value["label"] for key, value in vocab["models"].items() if key != "other"}
-    suites = [published[suite] for suite in ("embedded", "quality")]  # those that compare pictures
+    suites = [published[suite] for suite in ("embedded", "quality")] + [trained]  # those that compare pictures
     rows = [row(run, runs) for runs in suites for run in runs if _usable(run)]
     claimed = {model: said for model in labels if (said := said_of(model, papers, vocab))}
     data = {"models": labels, "runs": rows, "timed": TIMED, "claims": claimed}
@@ -66,7 +71,7 @@ def row(run: dict, runs: list[dict]) -> dict:
     speed = max(run["speed"], key=lambda s: s["pictures"], default=None)
     quality = {q["metric"]: q for q in run["quality"]}
     noise = {q["metric"]: q for q in dense["quality"]}.get("psnr_other_noise")
-    criterion = config.get("criterion", "magnitude")
+    criterion, recovery = config.get("criterion", "magnitude"), config.get("recovery", {"kind": "none"})
     return {
         "id": run["run_id"],
         "protocol": run["protocol"]["id"],
@@ -80,7 +85,7 @@ def row(run: dict, runs: list[dict]) -> dict:
         "criterion": criterion,
         "data": criterion not in WITHOUT_DATA,
         "rounds": config.get("rounds", 1),
-        "recovery": config.get("recovery", {}).get("kind", "none"),
+        "recovery": " by ".join(filter(None, [recovery["kind"], recovery.get("loss")])),
         "seconds": now["recovery_seconds"],
         "parameters": 1 - now["parameters"] / was["parameters"],
         "file": 1 - now["bytes"] / was["bytes"],

@@ -172,6 +172,11 @@ def _again(rows: Sequence[Row]) -> str:
                     f"- `{protocol(name)['id']}`, seed {seed}: {sum(inside)} of {len(inside)} values "
                     f"({100 * sum(inside) / len(inside):.0f} %) lie inside the 95 % interval of seed 0."
                 )
+    if sentences:
+        sentences.append(
+            "\nTwo measurements of one quantity with independent errors would lie so in 83 % of cases, not in 95 %: "
+            "the second has an error of its own."
+        )
     return "\n".join(sentences) or f"Not measured yet: `{COMMAND.format('quality')} --seed 1`."
 
 

@@ -24,6 +24,7 @@ from scripts import (
     methods,
     paper_page,
     quality,
+    quality_runs,
     social_card,
     subjects,
     validate,
@@ -157,7 +158,8 @@ def site_glossary(vocab: dict) -> str:
     lines = page_head(
         "Glossary",
         "schemas/vocab.yaml",
-        "The words that the catalogue, the code and the results share, each as it is written there.",
+        "The words that the catalogue, the code and the results share, each as it is written there. Words of the "
+        "measurements, such as *other noise* or *phantom*: [how it is measured](../benchmarks.md).",
     )
     order = list(VOCABULARIES)
     for name in sorted(vocab, key=lambda name: order.index(name) if name in order else len(order)):
@@ -260,7 +262,13 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     write(root / "site" / "generated" / "data" / "bibtex.js", script)
     write(
         root / "site" / "generated" / "data" / "runs.js",
-        chooser.script(method_runs.published(), papers.data, vocab, subjects.sentence(rows)),
+        chooser.script(
+            method_runs.published(),
+            papers.data,
+            vocab,
+            quality_runs.of_protocol(rows, "quality-recovery"),
+            subjects.sentence(rows),
+        ),
     )
     loaded = benchmarks.files(rows, root / "site" / "generated") | {"charts/claims.js": ledger.script(judged)}
     for path, content in loaded.items():

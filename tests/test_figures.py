@@ -8,6 +8,7 @@ from PIL import Image
 
 from scripts import (
     charts,
+    evidence,
     figures,
     figures_damage,
     figures_quality,
@@ -70,6 +71,23 @@ def test_who_was_measured_is_said_with_sizes_and_machines():
     large = subjects.sentence(runs.of_device([big], "quality", "here"))
     assert large == "Trained models measured so far: `m` (2000.0 million parameters); all runs on a GPU."
     assert subjects.sentence(runs.of_device([dense], "latency", "here")) == ""  # weights drawn at random
+
+
+def test_what_packing_alone_saves_is_said_beside_what_pruning_saves():
+    assert "packing alone, without pruning, makes 25.0 % smaller" in evidence._packed(
+        run(0, "dense", None, achieved={"bytes_sparse": 150})
+    )
+    assert evidence._packed(run(0, "dense", None)) == ""
+
+
+def test_the_share_of_the_gain_that_arrives_is_told_of_masks_and_of_cuts():
+    dense = run(0, "dense", None)
+    mask = run(1, "unstructured", dense["run_id"], achieved={"macs_nonzero": 500}, config={"granularity": "weight"})
+    heads = run(2, "head", dense["run_id"], achieved={"macs_nonzero": 800}, config={"granularity": "head"})
+    made = [m | {"speed": [timed(s, 0.01, pictures=1)]} for m, s in ((mask, 1.02), (heads, 1.2))]
+    text = figures_speed.delivered(runs.of_device([dense, *made], "embedded", "here"))
+    assert "masks 2 % to 2 % with 1 picture a batch" in text
+    assert "units that leave the shapes 80 % to 80 % with 1 picture a batch" in text
 
 
 def test_states_tell_current_from_earlier_runs():

@@ -277,6 +277,7 @@ def test_pages_with_runs_show_charts_tables_and_pictures(tmp_path):
             '<figure class="chart" id="components"',
             '<figure class="chart" id="curves"',
             "seed 1: 6 of 7 values (86 %)",
+            "would lie so in 83 % of cases, not in 95 %",
             "<td>weight</td><td>50 %</td><td>magnitude</td><td>none</td><td>0.500 (0.400 to 0.600)</td>",
             "| psnr | 0.500 (0.400 to 0.600) |",
             "](quality/grid-m-50.png)",

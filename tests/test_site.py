@@ -4,6 +4,7 @@ import gzip
 import html
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from PIL import Image
 
+from reference.bench import __main__ as bench
 from scripts import catalog, export, render
 from tests import perf_site
 
@@ -412,9 +414,42 @@ def test_chooser_shows_runs_that_none_beats(tab):
     assert "reference prune SOURCE --granularity" in commands
     trained = {run["id"] for run in here if run["seconds"] > 0}
     assert trained & set(answered(page))
+    assert "reference recover FOLDER --data PICTURES --loss feature --dense SOURCE" in page.inner_text(".answer")
     assert "earned back after" in page.locator(".answer").inner_text()
     page.locator("[name=budget]").select_option("0")
     assert not trained & set(answered(page))
+
+
+def test_commands_of_the_chooser_name_entries_that_their_suite_has(tab, capsys):
+    """Whatever is asked: the runner lists the cells of each command that is shown, instead of refusing it."""
+    page = tab("index.html")
+    shown = set()
+    for floor in ("0", "12", "15", "noise"):
+        for budget in ("0", "60", "Infinity"):
+            page.locator("[name=floor]").select_option(floor)
+            page.locator("[name=budget]").select_option(budget)
+            shown |= set(re.findall(r"reference\.bench (.*)", page.locator(".answer").inner_text()))
+    page.evaluate("window.measured.runs.forEach((run) => { run.psnr = [1, 0, 2]; })")  # none meets a limit now
+    page.locator("[name=budget]").select_option("0")
+    page.locator("[name=floor]").select_option("12")
+    nearest = re.findall(r"reference\.bench (.*)", page.locator(".answer").inner_text())
+    assert nearest[0].startswith("--suite quality --protocol quality --method ")
+    assert {arguments.split(" --method")[0] for arguments in shown} >= {
+        "--suite embedded",
+        "--suite quality --protocol quality-recovery",
+    }
+    for arguments in sorted({*shown, *nearest}):
+        assert bench.main([*shlex.split(arguments), "--list"]) == 0, arguments
+        assert len(capsys.readouterr().out.splitlines()) > 1, arguments
+    page.locator("[name=device]").select_option("NVIDIA H100")
+    answer = page.locator(".answer").inner_text()
+    assert "The embedded suite times on a CPU only." in answer
+    assert "make bench" not in answer
+
+
+def test_who_was_measured_is_said_beneath_the_answer(tab):
+    page = tab("index.html")
+    assert "million parameters" in page.locator(".answer > p").last.inner_text()
 
 
 def answered(page) -> list[str]:

@@ -67,7 +67,8 @@
     const data = run.data ? "prompts to calibrate on; " : "";
     if (!run.seconds) return `${data}no training`;
     const training = `${data}${run.recovery}, ${run.rounds} round${run.rounds > 1 ? "s" : ""}, ${run.seconds.toFixed(0)} s`;
-    if (!run.speed || run.speed[1] <= 1) return `${training}; no time is earned back`;
+    if (!run.speed) return `${training}; not timed after it`;
+    if (run.speed[1] <= 1) return `${training}; no time is earned back`;
     return `${training}; earned back after ${Math.ceil(run.seconds / run.saved).toLocaleString("en")} pictures`;
   }
 
@@ -110,11 +111,17 @@
   };
   const python = ".venv/bin/python -m";
 
+  /** The quality suite has several protocols, each with entries of its own. */
+  const suite = (run) => `--suite ${run.suite}${run.suite === "quality" ? ` --protocol ${run.protocol.replace(/-\d+$/, "")}` : ""}`;
+
   /** The command that does to a model of one's own what a run did. */
   function cut(run) {
     const rate = run.unit.includes(":") ? "" : ` --amount ${run.amount}`;
     const scored = run.criterion === "magnitude" ? "" : ` --criterion ${run.criterion}` + (run.data ? " --prompts prompts.txt" : "");
-    const after = run.rounds > 1 ? `  # at once; the run took ${run.rounds} rounds` : "";
+    const loss = run.recovery.split(" by ")[1] || "output";
+    const rounds = run.rounds > 1 ? `  # the run trained in ${run.rounds} rounds` : "";
+    const trained = `\n${python} reference recover FOLDER --data PICTURES --loss ${loss}${loss === "task" ? "" : " --dense SOURCE"}${rounds}`;
+    const after = run.seconds ? trained : "";
     return `${python} reference prune SOURCE --granularity ${run.unit}${rate}${scored} --out FOLDER${after}`;
   }
 
@@ -136,10 +143,11 @@
       const front = those.filter((run) => !those.some((one) => beats(one, run))).sort((a, b) => b.psnr[0] - a.psnr[0]);
       paragraph(`${front.length} of ${all.length} measured runs (protocol ${protocol}, ${front[0].prompts} prompts): those that meet both limits and that no other beats in fidelity, speed and file at once. Intervals are 95 %.`);
       out.append(table(front));
-      paragraph(`Measure them again, or do the same to a model of your own. ${subjects}`);
+      paragraph("Measure them again, or do the same to a model of your own:");
       const entries = [...new Set(front.map((run) => run.entry))].map((entry) => ` --method ${entry}`).join("");
-      command([`${python} reference.bench --suite ${front[0].suite}${entries}`, ...new Set(front.map(cut))].join("\n"));
+      command([`${python} reference.bench ${suite(front[0])}${entries}`, ...new Set(front.map(cut))].join("\n"));
     }
+    paragraph(subjects);
   }
 
   function nearestAnswer(here, named, device, floor, budget) {
@@ -147,7 +155,8 @@
     const kept = here.filter((run) => run.seconds <= budget).sort((a, b) => b.psnr[0] - a.psnr[0])[0];
     const asked = floor === "noise" ? kept.noise : Number(floor);
     paragraph(`The nearest within the budget keeps ${kept.psnr[0].toFixed(1)} dB of the ${asked.toFixed(1)} asked for (${units(kept)}, ${kept.criterion}). The missing run is a gentler rate, a better criterion or a longer recovery:`);
-    command(`${python} reference.bench --suite quality --method ${kept.entry}`);
+    const missing = kept.seconds ? "quality-recovery" : `quality --method ${kept.entry}`;
+    command(`${python} reference.bench --suite quality --protocol ${missing} --resume`);
     link("Which criterion loses least, measured", "generated/methods/index.html");
   }
 
