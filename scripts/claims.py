@@ -120,8 +120,12 @@ def reasons(paper: dict, claim: dict, runs: list[dict], vocab: dict) -> list[str
         found.append(f"an absolute figure {where}")
     elif claim["metric"] in {q["metric"] for run in runs for q in run["quality"]}:
         found.append(f"our {vocab['metric'][claim['metric']]['label']} is to the dense model's own pictures")
+    elif claim["metric"] == "sparsity":
+        found.append("a rate that was chosen, with no gain beside it")
     elif claim["metric"] not in GAINS:
         found.append(f"no run measures {vocab['metric'][claim['metric']]['label']}")
+    elif claim["dense"] is None and not claim["metric"].endswith("removed") and "fewer" not in claim["unit"]:
+        found.append("no number of the dense model is printed")
     return found or ["no run names this claim"]
 
 

@@ -87,6 +87,19 @@ def test_reasons_look_at_runs_of_every_suite():
     assert claims.nearest(blocks, [untimed]) == []  # its row on a paper's page would have no speed
 
 
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"metric": "sparsity", "unit": "%"}, ["a rate that was chosen, with no gain beside it"]),
+        ({"metric": "params", "unit": "M", "dense": None}, ["no number of the dense model is printed"]),
+        ({"metric": "flops", "unit": "x fewer", "dense": None}, ["no run names this claim"]),
+        ({"metric": "params-removed", "unit": "%", "dense": None}, ["no run names this claim"]),
+    ],
+)
+def test_what_is_no_gain_is_named(changed, why):
+    assert claims.reasons(PAPER, CLAIM | changed, runs(1.4, [1.3, 1.5]), VOCAB) == why
+
+
 def test_the_founding_note_is_judged_by_timed_runs():
     pruned = runs(1.0, [0.9, 1.1])[1]
     weights = pruned | {"subject": pruned["subject"] | {"entry": "unstructured"}}
