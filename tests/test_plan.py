@@ -1,10 +1,19 @@
 """Plans: what is asked is what happens, and what makes no sense is refused in one line."""
 
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import diffusers
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, FirstBlockCacheConfig, apply_first_block_cache
 
 import reference
-from tests.conftest import deviation, forward, tiny_mmdit
+from reference.anatomy import coverage
+from reference.models import DENOISERS
+from tests.conftest import deviation, forward, tiny_mmdit, tiny_unet
 from tests.zoo import make, output
 
 
@@ -171,6 +180,7 @@ def test_apply_refuses_another_model(mmdit):
         ({"granularity": "4:2"}, "keeps everything"),
         ({"granularity": "2:4", "amount": 0.3}, r"2:4 removes exactly 0.5"),
         ({"granularity": "weight", "amount": 0.5, "only": "*.convolution.*"}, "only='.*' matches none of the"),
+        ({"granularity": "weight", "amount": 0.5, "only": []}, "only is empty, so there is nothing to prune"),
         ({"granularity": "head", "amount": 0.5, "skip": "blocks.*"}, "skip='blocks.*' matches none"),
         ({"granularity": "weight", "amount": {"atention": 0.5}}, "'atention', which matches no layer; components here"),
         ({"granularity": "head", "amount": {"attention": 1}}, r"not 1;"),
@@ -206,6 +216,49 @@ def test_models_that_cannot_be_pruned_say_why(mmdit):
     )
     with pytest.raises(reference.NotPrunable, match=r"to_q\.weight is quantised"):
         reference.plan(mmdit, "weight", 0.5)
+
+
+def test_compiled_offloaded_and_caching_models_are_refused_with_the_remedy():
+    """What compiles, offloads or caches remembers parameters and blocks that a cut replaces."""
+
+    def offload(model):
+        cpu = torch.device("cpu")
+        model.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+
+    for change, message in (
+        (lambda model: model.compile(), "SD3Transformer2DModel was compiled in place, .*; prune first, then compile"),
+        (lambda model: model.transformer_blocks[1].compile(), "was compiled in place, as a whole or block by block"),
+        (offload, "the hook 'group_offloading'; prune before enabling offload or caching"),
+        (lambda model: apply_first_block_cache(model, FirstBlockCacheConfig()), "the hook 'fbc_.*_block_hook'; prune"),
+    ):
+        model = tiny_mmdit()
+        change(model)
+        with pytest.raises(reference.NotPrunable, match=message):
+            reference.plan(model, "head", 0.5)
+    pipeline = DDPMPipeline(tiny_unet(), DDPMScheduler())
+    pipeline.unet = torch.compile(pipeline.unet)
+    with pytest.raises(reference.NotPrunable, match=r"is compiled; prune the module inside \(model._orig_mod\)"):
+        reference.plan(pipeline, "head", 0.5)
+    casting, _ = make("FluxTransformer2DModel")
+    casting.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    with casting.cache_context("cond"):  # as pipelines do: a registry of hooks without any
+        assert reference.prune(casting, "head", 0.5).unit_rate == 0.5
+
+
+def test_all_denoisers_of_all_pipelines_are_known_by_name():
+    """Read off the annotations of every pipeline of diffusers; ControlNets are pruned only if handed in."""
+    found = defaultdict(set)
+    for file in (Path(diffusers.__file__).parent / "pipelines").glob("**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Pipeline"):
+                arguments = [arg for f in node.body if getattr(f, "name", "") == "__init__" for arg in f.args.args]
+                for arg in (arg for arg in arguments if arg.annotation is not None):
+                    named = set(re.findall(r"\w+", ast.unparse(arg.annotation))) & set(coverage())
+                    if any("ControlNet" not in kind for kind in named):
+                        found[arg.arg].add(node.name)
+    assert len(found["transformer"]) > 50
+    assert {name: sorted(pipelines) for name, pipelines in found.items() if name not in DENOISERS} == {}
+    assert set(DENOISERS) <= set(found)
 
 
 def test_heads_by_position_and_errors(mmdit):
