@@ -264,7 +264,7 @@ def test_script_on_a_4_bit_file_says_what_is_lost(flux, capsys, tmp_path, monkey
         ("--precision fp4", "unknown precision 'fp4'"),
         ("--method lottery", "unknown method 'lottery'"),
         ("--steps 0", "--steps is a whole number from 1 on"),
-        ("--output picture.txt", "--output picture.txt is no png"),
+        ("--output picture.txt", "picture.txt is no png"),
         ("--model_path absent.safetensors", "there is no file absent.safetensors"),
         (f"--model_path {HUB_NAME}", "is not in the local cache and the hub cannot be reached"),
     ],
