@@ -1,6 +1,8 @@
 """Plans: what is asked is what happens, and what makes no sense is refused in one line."""
 
 import ast
+import copy
+import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -9,6 +11,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, FirstBlockCacheConfig, apply_first_block_cache
+from safetensors.torch import load_file, save_file
 
 import reference
 from reference.anatomy import coverage
@@ -154,6 +157,45 @@ def test_plan_survives_the_disk(mmdit, tmp_path):
         assert sorted(f.name for f in (tmp_path / granularity).iterdir()) == ["plan.json", "plan.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("granularity", "damage", "message"),
+    [
+        ("head", lambda t, f: f.update(shapes=[3]), "plan.safetensors and plan.json are no whole plan"),
+        ("head", lambda t, f: t.pop(next(iter(t))), r"are no whole plan \('keep.transformer_blocks.0.attn'"),
+        ("head", lambda t, f: f.pop("digest"), "are no whole plan .*digest"),
+        (
+            "head",
+            lambda t, f: t.update({n: k + 99 for n, k in t.items()}),
+            r"what stays of .*attn does not fit its shape",
+        ),
+        ("head", lambda t, f: t.update({n: k.flip(0) for n, k in t.items()}), "does not fit its shape"),
+        ("weight", lambda t, f: t.update({n: k[:-1] for n, k in t.items()}), "does not fit its shape"),
+    ],
+)
+def test_a_damaged_plan_is_refused_with_its_file(mmdit, granularity, damage, message, tmp_path):
+    reference.plan(mmdit, granularity, 0.5).save(tmp_path)
+    assert reference.Plan.load(tmp_path).keep
+    tensors, facts = load_file(tmp_path / "plan.safetensors"), json.loads((tmp_path / "plan.json").read_text())
+    damage(tensors, facts)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "plan.safetensors")
+    (tmp_path / "plan.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=message) as refused:
+        reference.Plan.load(tmp_path)
+    assert str(tmp_path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_plan_that_is_cut_short_is_refused_with_its_file(mmdit, tmp_path):
+    reference.plan(mmdit, "head", 0.5).save(tmp_path)
+    for name in ("plan.safetensors", "plan.json"):
+        file = tmp_path / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match=name):
+            reference.Plan.load(tmp_path)
+        file.write_bytes(whole)
+
+
 def test_a_plan_takes_an_eighth_of_a_byte_per_weight(mmdit):
     plan = reference.plan(mmdit, "weight", 0.3)
     weights = sum(plan.removed(n).numel() for n in plan.keep)
@@ -261,6 +303,22 @@ def test_all_denoisers_of_all_pipelines_are_known_by_name():
     assert set(DENOISERS) <= set(found)
 
 
+def test_units_of_tied_tensors_are_refused_and_the_others_cut(mmdit):
+    """Two feed-forwards with one tensor: each would cut its own neurons out of it, the second time out of bounds."""
+    first, second = (mmdit.transformer_blocks[i].ff.net[0].proj for i in (0, 1))
+    second.weight = first.weight
+    masked = copy.deepcopy(mmdit)
+    plan = reference.plan(mmdit, "neuron", 0.5)
+    reason = "transformer_blocks.0.ff.net.0.proj.weight is tied to transformer_blocks.1.ff.net.0.proj.weight"
+    assert plan.skipped["transformer_blocks.0.ff"].startswith(reason)
+    assert "transformer_blocks.1.ff" in plan.skipped
+    assert len(plan.keep) == 3
+    reference.apply(mmdit, plan)
+    reference.apply(masked, plan, "mask")
+    assert deviation(forward(mmdit), forward(masked)) <= 1e-5
+    assert second.weight is first.weight
+
+
 def test_heads_by_position_and_errors(mmdit):
     with pytest.raises(ValueError, match="3 attention layers, numbered from 0; there is no layer 3"):
         reference.prune_heads(mmdit, {3: [0]})
@@ -274,7 +332,6 @@ def test_heads_by_position_and_errors(mmdit):
 
 
 def test_report_is_json_and_tells_both_rates(mmdit):
-    import json
 
     report = reference.prune(mmdit, "neuron", 0.5)
     facts = json.loads(json.dumps(report.to_dict()))

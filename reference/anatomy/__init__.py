@@ -8,6 +8,7 @@ masking; `python -m tests.coverage` writes it by trying. A class that is not in 
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -67,7 +68,7 @@ def unit_groups(root: nn.Module, granularity: str) -> tuple[list[Group] | list[B
         verdict = coverage()[kind][granularity]
         if verdict["status"] in ("refused", "none"):
             raise NotPrunable(f"{kind}: {verdict['reason']}")
-    found = all_groups(root, granularity)
+    found = without_ties(root, all_groups(root, granularity))
     groups = [group for group in found if not group.refused]
     refused = {group.name: group.refused for group in found if group.refused}
     if not groups:
@@ -80,6 +81,23 @@ def all_groups(root: nn.Module, granularity: str) -> list[Group] | list[BlockLis
     """What the rules find, tested or not. A config belongs to a whole denoiser, so the rules of blocks ask that."""
     modules = denoisers(root) if granularity == "block" else dict(root.named_modules())
     return [g for name, module in modules.items() for rule in RULES[granularity] for g in rule(name, module)]
+
+
+def without_ties(root: nn.Module, groups: list[Group] | list[BlockList]) -> list[Group] | list[BlockList]:
+    """The groups; those are refused that span one tensor under two names, for each has other units to cut from it."""
+    names: dict[nn.Parameter, set[str]] = defaultdict(set)
+    for group in (group for group in groups if isinstance(group, Group)):
+        for s in group.slices:
+            names[root.get_parameter(s.parameter)].add(s.parameter)
+    tied = {name: sorted(same - {name})[0] for same in names.values() if len(same) > 1 for name in same}
+    if not tied:
+        return groups
+    found = []
+    for group in groups:
+        shared = next((s.parameter for s in group.slices if s.parameter in tied), None)
+        why = f"{shared} is tied to {tied[shared]}; give each a tensor of its own" if shared else group.refused
+        found.append(group._replace(refused=why))
+    return found
 
 
 def denoisers(root: nn.Module) -> dict[str, nn.Module]:
