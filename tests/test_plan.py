@@ -332,13 +332,26 @@ def test_heads_by_position_and_errors(mmdit):
 
 
 def test_report_is_json_and_tells_both_rates(mmdit):
-
     report = reference.prune(mmdit, "neuron", 0.5)
     facts = json.loads(json.dumps(report.to_dict()))
     assert facts["unit_rate"] == 0.5
     assert 0.05 < facts["model_rate"] < 0.3  # half the neurons are far less than half the model
     assert facts["parameters_after"] == sum(p.numel() for p in mmdit.parameters())
-    assert "50.0% of 480 units" in str(report)
+    assert "50.0% of 480 units in 5 layers; parameters" in str(report)
+
+
+def test_report_tells_the_asked_rate_beside_the_effective_one_and_how_many_cuts_are_approximate(mmdit):
+    """Tiles of 64: 96 neurons lose 32 or none, whatever is asked."""
+    report = reference.prune(mmdit, "neuron", 0.2, round_to=64)
+    assert (report.asked, report.unit_rate) == (0.2, pytest.approx(1 / 3))
+    assert "33.3% of 480 units in 5 layers (20.0% asked); parameters" in str(report)
+    assert report.to_dict()["asked"] == 0.2
+    by_component = {"attention": 0.25}
+    assert reference.prune(tiny_mmdit(), "head", by_component).to_dict()["asked"] == by_component
+    assert reference.prune(tiny_mmdit(), "2:4").to_dict()["asked"] is None
+    model, _ = make("LuminaNextDiT2DModel")
+    with pytest.warns(UserWarning, match="cutting 2 of 2 groups only approximates"):
+        assert "2 layers, 2 of them cut approximately; parameters" in str(reference.prune(model, "head", 0.5))
 
 
 @pytest.mark.parametrize("granularity", ["weight", "2:4", "head", "neuron"])
