@@ -81,7 +81,10 @@ def _check(model: nn.Module) -> None:
         if others := [hook for hook in hooks if hook not in CASTS]:
             raise NotPrunable(f"{name} carries the hook {others[0]!r}; prune before enabling offload or caching")
         if hasattr(layer, "lora_A") or hasattr(layer, "base_layer"):
-            raise NotPrunable(f"{name} carries adapters; fuse or unload them first")
+            raise NotPrunable(
+                f"{name} carries adapters: pipeline.unload_lora_weights() drops them, pipeline.fuse_lora() before it "
+                "keeps what they do"
+            )
     for weight, parameter in model.named_parameters():
         if parameter.device.type == "meta":
             raise NotPrunable(f"{weight} is on the meta device: load the weights before pruning")

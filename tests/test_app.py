@@ -148,6 +148,7 @@ def test_nonsense_is_refused_before_anything_is_loaded(monkeypatch):
         r"amount is a fraction in \[0, 1\), not 1.5": {"pruning_amount": 1.5},
         "unknown precision 'int4'; choose bf16, fp16": {"precision": "int4"},
         "fp8-compute needs a GPU": {"precision": "fp8-compute"},
+        r"a list of prompts, not one string: \['red heart'\]": {"method": "wanda", "calibration": "red heart"},
     }.items():
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
         with pytest.raises(ValueError, match=message):

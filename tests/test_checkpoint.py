@@ -132,6 +132,14 @@ def test_crafted_manifests_are_refused(tmp_path, change, message):
         reference.load_pruned(tmp_path / "m")
 
 
+def test_what_the_config_does_not_know_is_refused_with_the_remedy(tmp_path):
+    model, _ = make("FluxTransformer2DModel:fused_qkv")
+    reference.prune(model, "neuron", 0.5)
+    with pytest.raises(ValueError, match=r"knows no transformer_blocks\.0\.attn\.to_qkv: unfuse projections"):
+        reference.save_pruned(model, tmp_path / "m")
+    assert not any(tmp_path.iterdir())
+
+
 def test_folders_of_others_are_not_overwritten(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")

@@ -260,7 +260,7 @@ def test_models_that_cannot_be_pruned_say_why(mmdit):
         reference.plan(mmdit, "weight", 0.5)
 
 
-def test_compiled_offloaded_and_caching_models_are_refused_with_the_remedy():
+def test_compiled_offloaded_caching_and_adapted_models_are_refused_with_the_remedy():
     """What compiles, offloads or caches remembers parameters and blocks that a cut replaces."""
 
     def offload(model):
@@ -275,6 +275,14 @@ def test_compiled_offloaded_and_caching_models_are_refused_with_the_remedy():
     ):
         model = tiny_mmdit()
         change(model)
+        with pytest.raises(reference.NotPrunable, match=message):
+            reference.plan(model, "head", 0.5)
+    for attribute, value, message in (
+        ("_hf_hook", object(), "carries offload hooks; prune before enabling offload, or remove the hooks"),
+        ("base_layer", object(), r"carries adapters: pipeline.unload_lora_weights\(\) drops them, .*fuse_lora\(\)"),
+    ):
+        model = tiny_mmdit()
+        setattr(model.transformer_blocks[1].attn.to_q, attribute, value)
         with pytest.raises(reference.NotPrunable, match=message):
             reference.plan(model, "head", 0.5)
     pipeline = DDPMPipeline(tiny_unet(), DDPMScheduler())
