@@ -112,6 +112,25 @@ def test_what_stays_dense_by_default_is_listed(mmdit):
     assert int((mmdit.proj_out.weight == 0).sum()) == 0
 
 
+@pytest.mark.parametrize(
+    ("case", "layers"),
+    [
+        ("WanTransformer3DModel:i2v", "condition_embedder.image_embedder.ff.net"),
+        ("GlmImageTransformer2DModel", "glyph_projector.net"),
+        ("Kandinsky3UNet", "add_time_condition.attention.to_out"),
+    ],
+)
+def test_embedders_stay_dense_though_their_layers_lie_in_lists(case, layers):
+    """A feed-forward keeps its layers in a list, an attention its output: these are no lists of blocks."""
+    model, _ = make(case)
+    plan = reference.plan(model, "weight", 0.5)
+    assert not [name for name in plan.keep if name.startswith(layers)]
+    found = [name for name, _ in model.named_modules() if name.startswith(layers) and name in plan.skipped]
+    assert found
+    assert {plan.skipped[name] for name in found} == {"outside the repeated blocks; `only` reaches it"}
+    assert any(name.rpartition(".")[0].endswith(("net", "to_out")) for name in plan.keep)  # inside blocks they go
+
+
 def test_only_and_skip(mmdit):
     plan = reference.plan(mmdit, "weight", 0.5, only=["*.attn.*", "proj_out"], skip="*.to_out.*")
     assert "proj_out" in plan.keep

@@ -11,6 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,8 +114,13 @@ def weight_layers(root: nn.Module) -> Iterator[WeightLayer]:
             continue
         parts = name.split(".")
         ancestors = [modules[".".join(parts[:i])] for i in range(len(parts))]
-        repeated = any(isinstance(a, nn.ModuleList) for a in ancestors)
+        repeated = any(isinstance(a, nn.ModuleList) and not _is_layer(above) for above, a in pairwise(ancestors))
         yield WeightLayer(name, module, _component(ancestors, module), repeated)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """An attention or a feed-forward, whose `to_out` and `net` are lists of layers, not of blocks."""
+    return attention.is_attention(module) or feed_forward.is_feed_forward(module)
 
 
 def _component(ancestors: list[nn.Module], layer: nn.Module) -> str:
