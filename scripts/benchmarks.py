@@ -3,7 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts import charts, evidence, figures_compared, figures_speed, lab, quality, run_table
+from scripts import (
+    charts,
+    evidence,
+    figures_compared,
+    figures_quality,
+    figures_speed,
+    lab,
+    quality,
+    run_table,
+    subjects,
+)
 from scripts.figures import shown
 from scripts.runs import Row
 from scripts.text import NOTE
@@ -22,7 +32,7 @@ def drawn(rows: Sequence[Row]) -> dict[str, list[charts.Chart]]:
     found = {
         "results": [figures_speed.pareto(rows)],
         "speed": [figures_speed.nominal(rows), figures_speed.shapes(rows)],
-        "criteria": [figures_compared.criteria(rows)],
+        "criteria": [figures_compared.criteria(rows), figures_quality.calibration(rows)],
         **quality.drawn(rows),
     }
     return {page: [chart for chart in of_page if chart] for page, of_page in found.items()}
@@ -43,9 +53,10 @@ def speed_page(rows: Sequence[Row]) -> str:
     return _page(
         "speed",
         "Nominal against realised",
-        "Counting multiply-accumulates promises a speed-up; the clock decides. A mask promises much and delivers "
-        "nothing on dense hardware; units that leave the shapes deliver most of what they promise. How times are "
-        "taken: [how it is measured](../benchmarks.md).",
+        "Counting multiply-accumulates promises a speed-up; the clock decides. A mask multiplies by its zeros, so a "
+        "dense kernel gains nothing from it; a unit that leaves the shapes is work not done. "
+        f"{figures_speed.delivered(rows)} How times are taken: [how it is measured](../benchmarks.md).",
+        subjects.sentence(rows),
         shown(figures_speed.nominal(rows), "Nominal against realised", "make bench"),
         ""
         if gpu

@@ -21,13 +21,14 @@ TIMED = {
 }
 
 
-def script(published: dict[str, list[dict]], papers: list[dict], vocab: dict) -> str:
-    """site/generated/data/runs.js: `window.measured = {models, runs, timed, claims}`; all ratios come from the runs."""
+def script(published: dict[str, list[dict]], papers: list[dict], vocab: dict, subjects: str = "") -> str:
+    """site/generated/data/runs.js: `window.measured = {...}`; all ratios come from the runs."""
     labels = {key: value["label"] for key, value in vocab["models"].items() if key != "other"}
     suites = [published[suite] for suite in ("embedded", "quality")]  # those that compare pictures
     rows = [row(run, runs) for runs in suites for run in runs if _usable(run)]
     claimed = {model: said for model in labels if (said := said_of(model, papers, vocab))}
     data = {"models": labels, "runs": rows, "timed": TIMED, "claims": claimed}
+    data["subjects"] = subjects.replace("`", "")
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     return f"/* {NOTE.format(source='results/ and papers.yaml')} */\nwindow.measured = {text};\n"
 

@@ -100,17 +100,26 @@ def at_full_size(run: dict) -> Verdict:
 
 
 def reasons(paper: dict, claim: dict, runs: list[dict], vocab: dict) -> list[str]:
-    """What differs between a claim and all of our runs: unit removed, model, metric, hardware."""
+    """What differs between a claim and all of our runs, of whatever suite: unit removed, model, metric, hardware."""
     found = []
     units, models = {_unit(run) for run in runs if _unit(run)}, {run["subject"]["model"] for run in runs}
-    if not units & set(paper["granularity"]):
-        names = [vocab["granularity"][g]["label"].lower() for g in paper["granularity"]]
-        found.append(f"no run removes {' or '.join(names)}" if names else "it removes no part of the network")
+    labels = {g: vocab["granularity"][g]["label"].lower() for g in paper["granularity"]}
+    both = [g for g in labels if g in units]
+    if "unstated" in labels:
+        found.append("what it removes is not stated")
+    elif not both:
+        found.append(
+            f"no run removes {' or '.join(labels.values())}" if labels else "it removes no part of the network"
+        )
+    elif claim["metric"] == "speed-up" and not any(run["speed"] for run in runs if _unit(run) in both):
+        found.append(f"no run that removes {' or '.join(labels[g] for g in both)} was timed")
     if not models & set(paper["targets"]):
-        found.append(f"another model ({', '.join(sorted(models))})" if models else "no run yet")
+        found.append(f"our runs are of {', '.join(sorted(models))}" if models else "no run yet")
     if claim["metric"] in ABSOLUTE and claim["unit"] != "x":
         where = f"on {claim['hardware']}" if claim["hardware"] else "on hardware that is not stated"
         found.append(f"an absolute figure {where}")
+    elif claim["metric"] in {q["metric"] for run in runs for q in run["quality"]}:
+        found.append(f"our {vocab['metric'][claim['metric']]['label']} is to the dense model's own pictures")
     elif claim["metric"] not in GAINS:
         found.append(f"no run measures {vocab['metric'][claim['metric']]['label']}")
     return found or ["no run names this claim"]
@@ -141,13 +150,13 @@ def measured_here(papers: list[dict], runs: list[dict]) -> dict[str, str]:
 
 
 def nearest(paper: dict, runs: list[dict]) -> list[dict]:
-    """Runs that remove the same kind of unit as a pruning paper: of each kind and recovery that nearest to one half."""
+    """Timed runs that remove the same unit as a pruning paper: of each unit and recovery the one nearest to half."""
     if paper["family"] != "pruning":
         return []
     best = {}
     for run in runs:
         unit, recovery = _unit(run), run["config"].get("recovery", {}).get("kind", "none")
-        if run["status"] == "ok" and unit in paper["granularity"]:
+        if run["status"] == "ok" and run["speed"] and unit in paper["granularity"]:
             distance = abs(run["config"]["amount"] - 0.5)
             if (unit, recovery) not in best or distance < best[unit, recovery][0]:
                 best[unit, recovery] = (distance, run)
@@ -172,7 +181,7 @@ def run_cells(runs: list[dict], page: str) -> list[list[str]]:
         units = f"weights, {unit}" if ":" in unit else f"{unit}s"
         what = f"{results.percent(run['config'].get('amount'))} of each layer's {units}"
         kind = run["config"].get("recovery", {}).get("kind", "none")
-        rows.append([h(what), h(kind), h(times), f"{h(quality)} dB", anchor(run["run_id"], f"{page}#runs")])
+        rows.append([h(what), h(kind), h(times), f"{h(quality)} dB", anchor(run["run_id"], f"{page}#{run['run_id']}")])
     return rows
 
 
@@ -184,6 +193,8 @@ def founding(runs: list[dict]) -> list[tuple[str, float, Verdict]]:
         rate = run["config"].get("amount")
         if run["subject"]["entry"] != "unstructured" or rate not in FOUNDING_CLAIMS or run["status"] != "ok":
             continue
+        if not run["speed"]:
+            continue  # of another suite: the note promises time
         for metric, claimed in zip(("size", "speed-up"), FOUNDING_CLAIMS[rate][:2], strict=True):
             gain, interval = achieved(run, by_id[run["subject"]["baseline_run"]], metric)
             word = judge(claimed, gain, interval)

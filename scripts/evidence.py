@@ -9,11 +9,11 @@ import yaml
 
 from reference.bench import criteria_table, results
 from reference.bench.device import ROOT
-from scripts import charts, claims, figures_compared, figures_speed, quality_parts
+from scripts import charts, claims, figures_compared, figures_quality, figures_speed, quality_rates, subjects
 from scripts.figures import shown as chart_or_command
 from scripts.pictures import grid as pictures_of
 from scripts.quality_runs import of_protocol
-from scripts.runs import Row
+from scripts.runs import Row, protocol_of
 
 PUBLISHED = ROOT / "reference" / "bench" / "protocols" / "published.yaml"
 COVERAGE = ROOT / "reference" / "anatomy" / "coverage.json"
@@ -24,6 +24,13 @@ CREDIT = (
     "carry the same licence."
 )
 SHOWN_PROMPTS = 10
+LEGEND = (
+    "*Nominal*: multiply-accumulates of the dense model / those that are left. *Realised*: on the clock; *phantom*: "
+    "less than half of the nominal gain arrives. *PSNR*: to the dense model's picture from the same noise; *other "
+    "noise*: between two dense pictures of one prompt, so that a lower PSNR is a larger change than another seed "
+    "makes. Units go whole: of 5 heads a layer loses 2 for the 30 % asked. All are scored by magnitude. Only "
+    "*iterative* is trained afterwards: beside the others it shows what training buys, not what rounds buy"
+)
 STORED_COLUMNS = ("file", "packed file", "memory")
 LEFT_COLUMNS = ("entry", "asked", "units removed", "parameters removed", *STORED_COLUMNS, "MACs left", "nominal")
 GAINS = ("nominal", "realised, 1 picture", "realised, 16 pictures")
@@ -33,10 +40,11 @@ README_COLUMNS = (*LEFT_COLUMNS[:5], *GAINS[::2], *COSTS[1:])
 
 
 def published(suite: str = "embedded") -> list[dict]:
-    """Runs of a suite's newest session on each published device."""
+    """Runs of the protocol that bears the suite's name: its newest session on each published device."""
     runs = []
     for device in yaml.safe_load(PUBLISHED.read_text()).get(suite, []):
-        runs += results.newest(results.read(ROOT / "results" / suite / device))
+        found = results.read(ROOT / "results" / suite / device)
+        runs += results.newest(run for run in found if protocol_of(run) == suite)
     return runs
 
 
@@ -75,10 +83,12 @@ def readme_block(rows: list[Row]) -> str:
     if not runs:
         return "No published run yet. Run `make bench`."
     parts = [
-        f"{machine(runs[0])} {len(runs)} runs.",
+        subjects.sentence(rows),
+        f"{machine(runs[0])} {len(runs)} runs. Brackets hold 95 % intervals.",
         table(runs, README_COLUMNS),
+        f"{LEGEND}.",
         reading(runs),
-        quality_parts.summary(of_protocol(rows, "quality-components")),
+        quality_rates.summary(of_protocol(rows, "quality-components")),
         "![Dense and pruned pictures from the same noise and prompt](site/pictures/embedded-grid.png)",
         "![Fidelity against realised speed-up](site/pictures/embedded-chart.svg)",
         f"Repeat it: `make bench`. Every run is a file under `results/`. {CREDIT}",
@@ -110,6 +120,7 @@ def site_page(rows: list[Row]) -> str:
             "<!-- Generated from results/ by `python -m scripts.render`; edits here are overwritten. -->",
             f"{machine(first)} Protocol `{first['protocol']['id']}`; {versions}. Repeat it with `make bench` "
             f"(`{command}`). Read [method and limits](../method.md) first.",
+            subjects.sentence(rows),
             "## Fidelity against speed",
             chart_or_command(figures_speed.pareto(rows), "Fidelity against speed", "make bench"),
             "## What is left\n\n" + table(runs, LEFT_COLUMNS),
@@ -117,6 +128,8 @@ def site_page(rows: list[Row]) -> str:
             'storage="sparse")`, which leaves zeros out and loads only by `load_pruned`. Memory: what the weights take '
             "once the packed file is loaded. Each against the dense model's.",
             "## What it buys and what it costs\n\n" + table(runs, GAIN_COLUMNS),
+            f"{LEGEND}: [recovery](recovery.md). *Prediction error*: relative to the dense model's, along its own "
+            "runs. Brackets hold 95 % intervals: of times over turns, of the rest over prompts.",
             "## What it says\n\n" + reading(runs),
             "## Pictures\n\nThe same noise and the same prompt in every column; one by one in the "
             "[image lab](lab.md).\n\n"
@@ -145,21 +158,40 @@ def criteria_page(shown: list[Row]) -> str:
             "---\nhide: [toc]\n---",
             "# Criteria compared",
             "<!-- Generated from results/ by `python -m scripts.render`; edits here are overwritten. -->",
+            subjects.sentence(shown),
             f"{where(first)}, {first['config']['sampler']['steps']} steps, guidance "
-            f"{first['config']['sampler']['guidance']:g}, protocol `{first['protocol']['id']}`. Repeat it "
-            "with `python -m reference.bench --suite engine`. The error is that of the prediction, relative to the "
-            f"dense model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration "
-            f"did not see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense "
-            "model; at 1 the error is as large as what is to be predicted. Intervals: 95 % bootstraps over pictures.",
+            f"{first['config']['sampler']['guidance']:g}, protocol `{first['protocol']['id']}`. Repeat it with "
+            "`python -m reference.bench --suite engine`. The error is that of the prediction, relative to the dense "
+            f"model's, at the inputs of its own runs: {first['config']['held_out']} prompts that calibration did not "
+            f"see, {len(first['config']['noise_seeds'])} seeds, nothing trained afterwards. 0 is the dense model; at "
+            "1 the error is as large as what is to be predicted. Intervals: 95 % bootstraps over the pictures of "
+            "all seeds. Each seed calibrates, draws and prunes anew, which the interval does not hold: look at *of "
+            "each seed* beside it, for *random* and *learned* above all. Errors of other suites are not "
+            "comparable with these: they have other steps and prompts, and compare the guided prediction.",
             chart_or_command(figures_compared.criteria(shown), "Criteria", "python -m reference.bench --suite engine"),
             "\n".join("| " + " | ".join(row) + " |" for row in rows),
             "## Do the orders that papers report hold here?",
             "\n".join(["| Removed | Error | Expected order | Holds |", "|---|---|---|---|", *orders(runs)]),
+            "## How much calibration data?",
+            CALIBRATION,
+            chart_or_command(
+                figures_quality.calibration(shown),
+                "Calibration data",
+                "python -m reference.bench --suite engine --protocol calibration",
+            ),
             peer_checks(),
             charts.loaders("criteria"),
             "",
         ]
     )
+
+
+CALIBRATION = (
+    "The same criteria, calibrated on more and more prompts, each number of them drawn three times with other noise. "
+    "*Agreement* is the share of removed units that two draws have in common, out of those that either removes, mean "
+    "over layers: at 1 the data does not matter; a criterion near `random` follows the noise of its data. The error "
+    "says whether that matters: units of equal worth may well be exchanged."
+)
 
 
 def peer_checks() -> str:

@@ -65,6 +65,10 @@ def damage(rows: Iterable[Row], protocol: str) -> Chart | None:
         ("Model", "What", "Layer or block", "Error (95 %)"),
         [(*place, "; ".join(cells)) for place, cells in lines.items()],
         {"model": ("Model", models), "kind": ("Removed" if protocol == LAYERS else "Figure", kinds)},
-        "Everything else stays dense. Darker is worse: the error of the prediction, or of the picture, with that one "
-        "layer pruned at that rate, or that one block left out at those steps.",
+        "Everything else stays dense. Darker is worse: "
+        + (
+            "the prediction error with that one layer pruned by magnitude at that rate."
+            if protocol == LAYERS
+            else "the error with that one block left out at those steps, 0 being the first, from pure noise."
+        ),
     )

@@ -1,11 +1,13 @@
-"""Charts of quality against the rate of pruning.
+"""Charts of quality against the rate of pruning, and against what it was calibrated on.
 
 A function gives a chart, or None where no run has what it needs.
 """
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from reference.bench.results import percent
+from reference.request import WITHOUT_DATA
 from scripts.charts import MARKS, Chart, colour_and_shape, dimmed, quantity, spec, tooltips
 from scripts.figures import interval, measured
 from scripts.runs import Row
@@ -17,9 +19,10 @@ METRICS = {
     "weighted_prediction_error": ("error, early steps count more", 3),
     "psnr": ("PSNR to the dense picture, dB", 1),
     "feature_cosine": ("feature cosine to the dense picture", 3),
-    "kernel_distance": ("kernel distance to the drawings", 3),
+    "kernel_distance": ("kernel distance to the drawings", 4),
     "retrieval_top5_seen": ("prompt among the first 5, seen names", 2),
     "retrieval_top5_unseen": ("prompt among the first 5, unseen names", 2),
+    "agreement": ("agreement between draws of data", 2),
 }
 DIGITS = dict(METRICS.values())
 
@@ -52,14 +55,59 @@ def components(rows: Iterable[Row]) -> Chart | None:
     )
 
 
+def calibration(rows: Iterable[Row]) -> Chart | None:
+    """Error and agreement against the number of calibration prompts; criteria that look at no data are points."""
+    return _lines(
+        measured(rows, "calibration"),
+        ("calibration", "Calibration data", "the error that is left, and agreement, by the number of prompts."),
+        panel=lambda row: f"{row.unit} {percent(row.amount)}",
+        who=("criterion", lambda row: ", ".join(filter(None, [row.criterion, row.scope]))),
+        along=PROMPTS,
+    )
+
+
+class Along(NamedTuple):
+    """What a chart has along x: name in the table, title, a run's value, that in words, Vega's options, a note."""
+
+    name: str
+    title: str
+    value: Callable[[Row], float]
+    text: Callable[[float], str]
+    options: dict
+    note: str
+
+
+RATE = Along(
+    "rate",
+    "share of the units removed",
+    lambda row: row.run["achieved"]["unit_rate"],
+    percent,
+    {"axis": {"format": ".0%", "tickCount": 5}, "scale": {"domain": [0, 1]}},
+    "prompts. The dotted line, where there is one, is the floor: the dense model drawn from other noise. A kernel "
+    "distance is an unbiased estimate: one below 0 is not told from 0.",
+)
+PROMPTS = Along(
+    "prompts",
+    "prompts to calibrate on",
+    lambda row: 0 if row.criterion in WITHOUT_DATA else row.run["config"]["calibration"]["prompts"],
+    str,
+    {"axis": {"values": [0, 2, 8, 32, 128], "format": "d"}, "scale": {"type": "symlog"}},
+    "the pictures of all seeds, of the agreement over layers. Criteria that look at no data stand at 0.",
+)
+
+
 def _lines(
-    rows: list[Row], names: tuple[str, str, str], panel: Callable[[Row], str], who: tuple[str, Callable[[Row], str]]
+    rows: list[Row],
+    names: tuple[str, str, str],
+    panel: Callable[[Row], str],
+    who: tuple[str, Callable[[Row], str]],
+    along: Along = RATE,
 ) -> Chart | None:
     """`names`: of the chart, its title, its description; `who`: what the lines are, and of which a run is one."""
     data = [
         {
             "run": row.id, "unit": row.unit, "model": row.model, "panel": panel(row), "who": who[1](row),
-            "rate": row.run["achieved"]["unit_rate"], "metric": METRICS[quality["metric"]][0], "key": quality["metric"],
+            "x": along.value(row), "metric": METRICS[quality["metric"]][0], "key": quality["metric"],
             "y": _short(quality["value"]), "y1": _short(quality["ci95"][0]), "y2": _short(quality["ci95"][1]),
             "floor": quality.get("floor"),
         }
@@ -82,14 +130,14 @@ def _lines(
     colour = units["color"] | {"legend": None}
     if who[0] == "unit":  # its own colour and mark tell the lines apart
         dash, shape, colour = {"value": [1, 0]}, units["shape"], units["color"]
-    x = quantity("rate", "share of the units removed", axis={"format": ".0%", "tickCount": 5}, scale={"domain": [0, 1]})
+    x = quantity("x", along.title, **along.options)
     y = quantity("y", None)
     same = {"x": x, "color": colour, "opacity": dimmed("who"), "detail": [{"field": "who"}]}
     floor = {"type": "line", "strokeDash": [2, 3], "color": "currentColor", "opacity": 0.6}
     has_floor, floors = [{"filter": "isValid(datum.floor)"}], {"x": x, "y": y | {"field": "floor"}}
     point = {"type": "point", "filled": True, "size": 60, "cursor": "pointer"}
     tips = tooltips(
-        unit="removed", rate="share", who=who[0], metric="figure", y="value", y1="from", y2="to", run="run id"
+        unit="removed", x=along.name, who=who[0], metric="figure", y="value", y1="from", y2="to", run="run id"
     )
     layers = [
         {"mark": floor, "transform": has_floor, "encoding": floors},
@@ -115,14 +163,13 @@ def _lines(
             resolve={"axis": {"x": "independent", "y": "independent"}},  # none where a row has one panel only
             spec={"width": 270, "height": 200, "layer": layers},
         ),
-        ("Model", "Removed", who[0].capitalize(), "Rate", "Figure", "Value (95 %)", "Floor"),
+        ("Model", "Removed", who[0].capitalize(), along.name.capitalize(), "Figure", "Value (95 %)", "Floor"),
         [
-            (d["model"], d["panel"], d["who"], percent(d["rate"]), d["metric"], *_cells(d))
-            for d in sorted(data, key=lambda d: (d["model"], d["panel"], d["who"], d["key"], d["rate"]))
+            (d["model"], d["panel"], d["who"], along.text(d["x"]), d["metric"], *_cells(d))
+            for d in sorted(data, key=lambda d: (d["model"], d["panel"], d["who"], d["key"], d["x"]))
         ],
         {"metric": ("Figure", metrics), "model": ("Model", models), "who": (who[0].capitalize(), ["all", *every])},
-        "Bars are 95 % bootstrap intervals over pictures. The dotted line, where there is one, is the floor: the dense "
-        "model drawn from other noise.",
+        f"Bars are 95 % bootstrap intervals over {along.note}",
     )
 
 

@@ -81,6 +81,22 @@ def standing(one: dict, data: Sequence[dict]) -> str:
     return "beaten, intervals apart" if sure else "beaten, intervals overlap"
 
 
+def delivered(rows: Iterable[Row]) -> str:
+    """Which share of the nominal gain the clock gave, of masks and of units that leave the shapes, batch by batch."""
+    shares: dict[str, dict[int, list[float]]] = {"masks": {}, "units that leave the shapes": {}}
+    for row in measured(rows, "embedded"):
+        kind = "masks" if row.unit == "weight" or ":" in row.unit else "units that leave the shapes"
+        for speed in row.run["speed"] if (row.nominal or 1) > 1.005 else []:
+            share = (speed["speedup"] - 1) / (row.nominal - 1)
+            shares[kind].setdefault(speed["pictures"], []).append(share)
+    told = [
+        f"{kind} {percent(min(found))} to {percent(max(found))} with {n} picture{'s' * (n > 1)} a batch"
+        for kind, by_batch in shares.items()
+        for n, found in sorted(by_batch.items())
+    ]
+    return f"Of the gain that is promised arrived: {'; '.join(told)}." if told else ""
+
+
 def nominal(rows: Iterable[Row]) -> Chart | None:
     """What counting operations promises against what the clock says; phantoms hollow."""
     data = []

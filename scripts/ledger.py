@@ -113,7 +113,7 @@ def scatter(judged: Sequence[Entry]) -> Chart | None:
             low, high = v.interval or (v.measured, v.measured)
             data.append(
                 {"who": entry.who, "what": entry.setting, "word": v.word, "run": v.run["run_id"],
-                 "x": entry.claimed, "y": v.measured, "y1": low, "y2": high}
+                 "x": entry.claimed, "y": v.measured, "y1": low, "y2": high, "interval": v.interval}
             )  # fmt: skip
     if not data:
         return None
@@ -139,15 +139,15 @@ def scatter(judged: Sequence[Entry]) -> Chart | None:
         "Claimed against measured gain",
         charts.spec(f"{len(data)} claims: the gain that was claimed against ours.", data, layer=layers),
         ("Who", "Claim", "Claimed", "Measured (95 %)", "Verdict"),
-        [(d["who"], d["what"], signed(d["x"]), signed(d["y"], (d["y1"], d["y2"])), d["word"]) for d in data],
+        [(d["who"], d["what"], signed(d["x"]), signed(d["y"], d["interval"]), d["word"]) for d in data],
         {},
         "On the dashed line a claim holds exactly. A gain of +30 % is 1.3 times as fast, or 30 % less. Claims that no "
         "run tests are in the table below, with what differs.",
     )
 
 
-def page(judged: Sequence[Entry], vocab: dict) -> str:
-    """Markdown of site/generated/claims.md."""
+def page(judged: Sequence[Entry], vocab: dict, subjects: str = "") -> str:
+    """Markdown of site/generated/claims.md; `subjects` says what our runs are of."""
     counts = {word: sum(entry.verdict.word == word for entry in judged) for word in WORDS}
     chart = scatter(judged)
     lines = [
@@ -162,6 +162,8 @@ def page(judged: Sequence[Entry], vocab: dict) -> str:
         "runs say. A run tests a claim only if it names it; *not comparable* is the default, and says what differs. "
         "Ratios may be judged on other hardware and say so; absolute times never. "
         "[Verdicts as a feed](data/verdicts.xml).",
+        "",
+        subjects,
         "",
         "| Verdict | Means | Claims |",
         "|---|---|---:|",

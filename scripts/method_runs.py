@@ -12,7 +12,7 @@ import yaml
 from reference.bench import results
 from reference.bench.device import ROOT
 from reference.request import WITHOUT_DATA
-from scripts import quality_runs
+from scripts import charts, quality_runs
 from scripts import runs as run_rows
 from scripts.evidence import PUBLISHED
 from scripts.palette import variable
@@ -44,6 +44,7 @@ def published() -> dict[str, list[dict]]:
     found = {"quality": quality_runs.of_protocol(run_rows.collect(), "quality")}
     for suite in ("engine", "embedded"):
         runs = [run for device in devices.get(suite, []) for run in results.read(ROOT / "results" / suite / device)]
+        runs = [run for run in runs if run_rows.protocol_of(run) == suite]
         models = dict.fromkeys(run["subject"]["model"] for run in runs)
         newest = [results.newest([run for run in runs if run["subject"]["model"] == model]) for model in models]
         found[suite] = [run for session in newest for run in session]
@@ -89,29 +90,64 @@ def apart(one: dict, other: dict) -> bool:
     return metric(one, ERROR)["ci95"][1] < metric(other, ERROR)["ci95"][0]
 
 
-def verdicts(name: str, found: dict[Cell, list[dict]]) -> tuple[list[str], list[str]]:
-    """Where a criterion helps and where it does not: sentences, each of one cell.
+def lower(one: dict, other: dict) -> bool:
+    """Whether the first run's error is clearly the lower: by interval, and in each seed where both have seeds.
 
-    It helps where its error is lower than that of the yardstick: magnitude, or random for the criteria without data.
+    The interval holds no other calibration, so each seed must say the same.
     """
-    yardstick = "random" if name in WITHOUT_DATA else "magnitude"
-    helps, fails = [], []
-    for cell, runs in found.items():
+    seeds = zip(metric(one, ERROR).get("per_seed", []), metric(other, ERROR).get("per_seed", []), strict=False)
+    return apart(one, other) and all(a < b for a, b in seeds)
+
+
+class Verdict(NamedTuple):
+    """How a criterion's error in a cell stands to the yardstick's."""
+
+    cell: Cell
+    word: str  # better, no difference, worse
+    errors: str  # `0.494 against 0.836`
+    place: int  # among the criteria of the cell
+
+
+WORDS = ("better", "no difference", "worse")
+
+
+def verdicts(name: str, found: dict[Cell, list[dict]]) -> list[Verdict]:
+    """A verdict for each cell that holds the criterion and its yardstick, by the lowest rate first.
+
+    The yardstick is magnitude, or random for the criteria without data. No difference: not `lower` either way.
+    """
+    yardstick, judged = "random" if name in WITHOUT_DATA else "magnitude", []
+    for cell, runs in sorted(found.items(), key=lambda item: item[0].amount):
         by_name = {criterion(run): run for run in runs}
-        if name not in by_name or len(runs) < 2 or (yardstick not in by_name) or name == yardstick:
+        if name == yardstick or name not in by_name or yardstick not in by_name:
             continue
         own, other = by_name[name], by_name[yardstick]
-        place = [criterion(run) for run in runs].index(name) + 1
-        text = f"**{cell}** ({cell.suite} suite): error {figure(own)} against {figure(other)} by {yardstick}; "
-        text += f"number {place} of {len(runs)}"
-        if place > 1:
-            ahead = [criterion(run) for run in runs[: place - 1]]
-            clear = [criterion(run) for run in runs[: place - 1] if apart(run, own)]
-            text += f", behind {', '.join(ahead)}"
-            text += "" if clear == ahead else f" (intervals apart from {', '.join(clear) or 'none of these'})"
-        text += f". Scoring and cutting took {own['achieved']['prune_seconds']:.1f} s."
-        (helps if apart(own, other) else fails).append(text)
-    return helps, fails
+        word = WORDS[0] if lower(own, other) else WORDS[2] if lower(other, own) else WORDS[1]
+        errors = " against ".join(f"{metric(run, ERROR)['value']:.3f}" for run in (own, other))
+        judged.append(Verdict(cell, word, errors, 1 + list(by_name).index(name)))
+    return judged
+
+
+def verdict_table(judged: list[Verdict], found: dict[Cell, list[dict]]) -> list[str]:
+    """Markdown: a row a suite, model and granularity; under each word the rates that it is true of."""
+    rows = ["| Unit | Model, suite | " + " | ".join(map(str.capitalize, WORDS)) + " | Place |", "|---" * 6 + "|"]
+    for suite, model, granularity in sorted({verdict.cell[:3] for verdict in judged}, key=_by_unit):
+        own = [verdict for verdict in judged if verdict.cell[:3] == (suite, model, granularity)]
+        cells = ["<br>".join(f"{_rate(v.cell)}{v.errors}" for v in own if v.word == word) or "-" for word in WORDS]
+        places = sorted({verdict.place for verdict in own})
+        of = max(len(found[verdict.cell]) for verdict in own)
+        place = f"{places[0]} of {of}" if len(places) == 1 else f"{places[0]} to {places[-1]} of {of}"
+        rows.append(f"| {granularity} | `{model}`, {suite} | {' | '.join(cells)} | {place} |")
+    return rows
+
+
+def _by_unit(cell: tuple) -> tuple:
+    suite, model, granularity, *rate = cell
+    return list(charts.MARKS).index(charts.pattern(granularity)), model, suite, *rate
+
+
+def _rate(cell: Cell) -> str:
+    return "" if ":" in cell.granularity else f"{results.percent(cell.amount)}: "
 
 
 def figure(run: dict) -> str:
@@ -221,3 +257,17 @@ def error_curves(found: dict[Cell, list[dict]], granularities: tuple[str, ...], 
             title = f"Prediction error, {granularity}, {model}, {suite} suite"
             charts.append(curve(title, "units removed", lines, granularity))
     return charts
+
+
+def ranked(found: dict[Cell, list[dict]], mark: str = "") -> list[str]:
+    """The cells as tables with bars: of each suite, model and unit the rate nearest to a half, the others folded."""
+    shown = {}
+    for cell in found:
+        near = shown.get(cell[:3])
+        if near is None or abs(cell.amount - 0.5) < abs(near.amount - 0.5):
+            shown[cell[:3]] = cell
+    folded = [bars(cell, found[cell], mark) for cell in sorted(found.keys() - shown.values(), key=_by_unit)]
+    tables = [bars(cell, found[cell], mark) for cell in sorted(shown.values(), key=_by_unit)]
+    if folded:
+        tables.append(f"<details><summary>{len(folded)} tables of other rates</summary>{''.join(folded)}</details>")
+    return tables

@@ -20,10 +20,15 @@ from pygments.lexers import PythonLexer
 from reference.request import SERVES, WITHOUT_DATA
 from scripts import evidence, method_runs
 from scripts.catalog import ROOT
+from scripts.quality_runs import by_model
 from scripts.text import NOTE, anchor, esc, h, newest_first, slug, venue_of
 
 EQUATIONS = Path(__file__).with_name("equations.yaml")
 SHOWN_PAPERS = 12
+WITHIN = (
+    "Compare within a table: the suites draw other prompts in another number of steps; *engine* compares both "
+    "halves of guidance, *quality* and *embedded* the guided prediction."
+)
 
 
 class Entry(NamedTuple):
@@ -67,9 +72,32 @@ ENTRIES = {
         "Depth", "depth", ("block",), ("block", "layer"), "granularity", (), "--granularity block --amount 0.34"
     ),
     "low-rank": Entry(
-        "Low rank", "low_rank", ("rank",), ("rank",), "granularity", (), "--granularity rank --amount 0.8"
+        "Low rank",
+        "low_rank",
+        ("rank",),
+        ("rank",),
+        "granularity",
+        (),
+        "--granularity rank --amount 0.8 --criterion output-energy",
     ),
     "iterative": Entry("Iterative", "iterative", (), ("linear", "cubic", "exponential"), "schedule"),
+}
+
+
+# What else was measured of an entry: text of the link, where it leads, and the entries that stand there.
+ELSEWHERE = {
+    "how much of each component can go": "quality.md#what-each-component-can-lose",
+    "one shot against rounds, at equal training": "recovery.md#what-training-afterwards-buys",
+    "with 8-bit weights, fewer steps or caching": "recovery.md#pruning-with-something-else",
+    "layer by layer": "damage.md#where-it-hurts-layers",
+    "blocks left out at some steps": "damage.md#when-it-hurts-blocks-and-steps",
+}
+ON_PAGE = {
+    "quality.md#what-each-component-can-lose": ("unstructured", "structured", "head", "low-rank"),
+    "recovery.md#what-training-afterwards-buys": ("unstructured", "structured", "head", "iterative"),
+    "recovery.md#pruning-with-something-else": ("unstructured", "structured", "head"),
+    "damage.md#where-it-hurts-layers": ("unstructured", "structured", "head"),
+    "damage.md#when-it-hurts-blocks-and-steps": ("depth",),
 }
 
 
@@ -198,24 +226,42 @@ def papers_section(papers: list[dict], heading: str, view: str) -> list[str]:
     ]
 
 
+def prune_command(arguments: str, data: bool) -> list[str]:
+    """A command that runs as it stands; a criterion that looks at data is given a file of prompts."""
+    prompts = ["printf 'red heart\\npizza\\ncat face\\n' > prompts.txt  # better: dozens like those you will draw"]
+    given = " --prompts prompts.txt" if data else ""
+    command = f"python -m reference prune openmoji-mmdit {arguments}{given} --out pruned"
+    return ["```sh", *(prompts if data else []), command, "```", ""]
+
+
+def all_runs(value: str, facet: str = "unit") -> str:
+    """A link to the table of runs, filtered."""
+    state = h(f"{facet}={value}&state=current")
+    return f'<a href="../runs.html#{state}">All runs of {h(value)}</a>, with file and command.'
+
+
 def pictures(runs: list[dict], name: str) -> tuple[list[str], dict[Path, bytes]]:
-    """What dense and pruned models draw from the same noise, for the runs that kept pictures."""
-    drawn = [run for run in runs if run["artifacts"]]
-    if len(drawn) < 2:
+    """What the dense and the pruned model draw from the same noise, for runs that kept pictures; a grid a model."""
+    lines, files = [], {}
+    for model, own in by_model([run for run in runs if run["artifacts"]]).items():
+        if len(own) > 1:
+            file = f"{name}-{model}.png"
+            lines += [
+                f'<div class="wide" tabindex="0" role="region" aria-label="Pictures by {model}">'
+                f'<img alt="By the dense model and after pruning, {name}, {model}" src="pictures/{file}"></div>',
+                "",
+            ]
+            files[Path("site/generated/methods/pictures") / file] = evidence.grid(own)
+    if not files:
         return [], {}
-    file = f"{name}.png"
-    lines = [
-        "## Pictures",
-        "",
-        "The same noise and the same prompt in every column; the dense model above.",
-        "",
-        f'<div class="wide" tabindex="0" role="region" aria-label="Pictures">'
-        f'<img alt="Pictures by the dense model and after pruning, {name}" src="pictures/{file}"></div>',
-        "",
-        evidence.CREDIT,
-        "",
-    ]
-    return lines, {Path("site/generated/methods/pictures") / file: evidence.grid(drawn)}
+    said = "The same noise and the same prompt in every column; the dense model above."
+    return ["## Pictures", "", said, "", *lines, evidence.CREDIT, ""], files
+
+
+def drawn_of(runs: list[dict]) -> list[dict]:
+    """Those of a criterion's runs whose pictures its page shows: about a third and about a half removed."""
+    near = [r for r in runs if r["artifacts"] and any(abs(r["config"]["amount"] - rate) < 0.045 for rate in (0.3, 0.5))]
+    return sorted(near, key=lambda run: (run["config"]["granularity"], run["config"]["amount"]))
 
 
 def with_dense(runs: list[dict], wanted: list[dict]) -> list[dict]:
@@ -226,21 +272,24 @@ def with_dense(runs: list[dict], wanted: list[dict]) -> list[dict]:
 
 def helps_section(name: str, found: dict) -> list[str]:
     """When it helps and when it does not, from runs alone."""
-    helps, fails = method_runs.verdicts(name, found)
+    judged = method_runs.verdicts(name, found)
     yardstick = "random removal" if name in WITHOUT_DATA else "magnitude, which needs no data"
     lines = ["## When it helps, and when it does not", ""]
     if name == "random":
         return [*lines, "Never: it is what every other criterion must beat. The tables show by how much each does.", ""]
-    if not helps and not fails:
+    if not judged:
         return [*lines, "No published run yet. Measure it: `python -m reference.bench --suite engine`.", ""]
-    lines += [
-        f"It helps where its prediction error is below that of {yardstick}, with 95 % intervals that do not overlap. "
-        "Small trained models on a CPU, nothing trained afterwards; [method and limits](../../method.md).",
+    counted = [f"{word} in {sum(verdict.word == word for verdict in judged)}" for word in method_runs.WORDS]
+    return [
+        *lines,
+        f"Beside {yardstick}, by the error of the prediction: {', '.join(counted)} of {len(judged)} comparisons. "
+        "*No difference*: the 95 % intervals overlap, or the seeds disagree. *Place* is that among all criteria "
+        "measured there. Small trained models on a CPU, nothing trained afterwards; "
+        "[method and limits](../../method.md).",
+        "",
+        *method_runs.verdict_table(judged, found),
         "",
     ]
-    lines += ["It helps for", "", *(f"- {text}" for text in helps), ""] if helps else ["It helped in no cell.", ""]
-    lines += ["It does not help for", "", *(f"- {text}" for text in fails), ""] if fails else []
-    return lines
 
 
 def criterion_page(name: str, papers: list[dict], vocab: dict, runs: dict, found: dict, repo: str) -> tuple[str, dict]:
@@ -253,7 +302,7 @@ def criterion_page(name: str, papers: list[dict], vocab: dict, runs: dict, found
     amount = "" if unit == "N:M" else " --amount 0.3"
     users = [paper for paper in papers if kind.catalogue in paper["criterion"]]
     shown = [r for r in runs["quality"] if method_runs.criterion(r) == name and not r["subject"]["is_baseline"]]
-    drawings, files = pictures(with_dense(runs["quality"], shown[:6]), name)
+    drawings, files = pictures(with_dense(runs["quality"], drawn_of(shown)), name)
     lines = [
         *head(f"{kind.title}", f"{module.replace('.', '/')}.py"),
         idea(module),
@@ -268,13 +317,13 @@ def criterion_page(name: str, papers: list[dict], vocab: dict, runs: dict, found
         *helps_section(name, mine),
     ]
     if mine:
-        lines += ["## Measured", "", *method_runs.error_curves(mine, tuple(SERVES[name]), name), ""]
-        lines += [method_runs.bars(cell, there, name) for cell, there in mine.items()]
-        lines += ["", "Every run: [criteria compared](../criteria.md), [results](../results.md).", ""]
+        lines += ["## Measured", "", WITHIN, "", *method_runs.error_curves(mine, tuple(SERVES[name]), name), ""]
+        lines += method_runs.ranked(mine, name)
+        lines += ["", f"Side by side: [criteria compared](../criteria.md). {all_runs(name, 'criterion')}", ""]
     lines += drawings
     lines += ["## What it can rank", "", "| Unit | Ranked within |", "|---|---|", *serves, ""]
-    lines += ["```sh", f"python -m reference prune openmoji-mmdit --granularity {unit.replace('N:M', '2:4')}{amount} "
-              f"--criterion {name} --out pruned", "```", ""]  # fmt: skip
+    command = f"--granularity {unit.replace('N:M', '2:4')}{amount} --criterion {name}"
+    lines += prune_command(command, name not in WITHOUT_DATA)
     lines += papers_section(users, "Papers that use it", f"#criterion={kind.catalogue}")
     lines += ["## Reference", ""]
     if kind.like:
@@ -314,20 +363,23 @@ def entry_page(name: str, papers: list[dict], vocab: dict, runs: dict, found: di
         lines += [evidence.table(with_dense(runs["embedded"], embedded), evidence.README_COLUMNS), ""]
         lines += [
             "All scored by magnitude. *Other noise* is how near two dense pictures of one prompt are that differ in "
-            "their noise alone: below it, pruning changes a picture more than another seed does. Every run, with its "
-            "file and command: [results](../results.md).",
+            "their noise alone: below it, pruning changes a picture more than another seed does. Every entry beside "
+            "the others: [results](../results.md).",
             "",
         ]
     else:
-        lines += ["Time and bytes of this entry are not measured yet; `make bench` measures the others.", ""]
+        lines += ["Its time is not measured yet: `make bench` times the other entries.", ""]
+    more = [f"[{text}](../{place})" for text, place in ELSEWHERE.items() if name in ON_PAGE[place]]
+    lines += [f"Also measured: {', '.join(more)}.", ""] if more else []
+    lines += [" ".join(all_runs(unit) for unit in kind.granularities), ""] if kind.granularities else []
     mine = {cell: there for cell, there in found.items() if cell.granularity in kind.granularities and len(there) > 1}
     if mine:
         lines += ["## Which criterion", "", *method_runs.error_curves(mine, kind.granularities), ""]
-        lines += [method_runs.bars(cell, there) for cell, there in mine.items()]
+        lines += method_runs.ranked(mine)
         lines += ["", "0 is the dense model; at 1 the error is as large as what is to be predicted.", ""]
     lines += drawings
     if kind.command:
-        lines += ["```sh", f"python -m reference prune openmoji-mmdit {kind.command} --out pruned", "```", ""]
+        lines += prune_command(kind.command, "output-energy" in kind.command)
     else:
         lines += ["```sh", "make bench   # its rows named iterative: five rounds, distillation after each", "```", ""]
     view = f"#{kind.field}={','.join(kind.catalogue)}"
@@ -379,7 +431,7 @@ def links_of(paper: dict, up: str) -> list[str]:
     return [f"[{esc(titles[name])}]({up}methods/{name}.md)" for name in (*entries, *criteria)]
 
 
-def index_page(found: dict) -> str:
+def index_page(found: dict, about: str) -> str:
     """Markdown of the table of contents: entries, and criteria by unit with their error where it was measured."""
     engine = {cell.granularity: there for cell, there in found.items() if cell.suite == "engine"}
     rates = {cell.granularity: str(cell) for cell in found if cell.suite == "engine"}
@@ -406,9 +458,10 @@ def index_page(found: dict) -> str:
         "",
         "## Criteria",
         "",
-        "Error of the prediction with that share of that unit removed and nothing trained afterwards: 0 is the dense "
-        "model, 1 is as much as nothing predicted. The lowest of a column is bold; a dash: it does not rank such "
-        "units. Intervals are on the pages.",
+        "Prediction error with that share of that unit removed and nothing trained afterwards: 0 is the dense "
+        "model, 1 the error of predicting nothing. Bold: the lowest of a column, and those whose 95 % interval "
+        f"overlaps its own. A dash: it does not rank such units. {about} Intervals and the error of each seed: "
+        "[criteria compared](../criteria.md).",
         "",
         "| Criterion | Data | " + " | ".join(rates[unit] for unit in units) + " |",
         "|---|---|" + "---:|" * len(units),
@@ -422,7 +475,8 @@ def index_page(found: dict) -> str:
             value = (
                 f"{method_runs.metric(run, method_runs.ERROR)['value']:.3f}" if run else "not run" if serves else "-"
             )
-            cells.append(f"**{value}**" if run is not None and run is there[0] else value)
+            best = run is not None and not method_runs.apart(there[0], run)
+            cells.append(f"**{value}**" if best else value)
         data = "no" if name in WITHOUT_DATA else "yes"
         lines.append(f"| [{esc(kind.title)}]({name}.md) | {data} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
@@ -442,7 +496,8 @@ def pages(papers: list[dict], vocab: dict, repo: str) -> tuple[dict[str, str], d
     """Name -> Markdown of site/generated/methods/NAME.md; pictures by path below the root."""
     runs = method_runs.published()
     found = method_runs.cells(runs)
-    texts, files = {"index": index_page(found)}, {}
+    models = ", ".join(f"`{model}`" for model in dict.fromkeys(cell.model for cell in found if cell.suite == "engine"))
+    texts, files = {"index": index_page(found, f"All on {models}, a small model." if models else "")}, {}
     for names, make in ((ENTRIES, entry_page), (CRITERIA, criterion_page)):
         for name in names:
             texts[name], drawn = make(name, papers, vocab, runs, found, repo)

@@ -102,7 +102,7 @@ def claims_section(paper: dict, vocab: dict, runs: list[dict]) -> list[str]:
         lines += [
             f"The nearest that we measured, on another model and with a criterion of our own choice{tests}:",
             "",
-            stacked(claims.RUN_HEADS, claims.run_cells(nearest, f"{UP}results.html")),
+            stacked(claims.RUN_HEADS, claims.run_cells(nearest, f"{UP}runs.html")),
             "",
         ]
     return lines

@@ -6,7 +6,16 @@ is not needed.
 
 from collections.abc import Callable, Sequence
 
-from scripts import charts, figures_compared, figures_damage, figures_quality, quality_parts
+from scripts import (
+    charts,
+    figures_compared,
+    figures_damage,
+    figures_quality,
+    quality_found,
+    quality_parts,
+    quality_rates,
+    subjects,
+)
 from scripts.charts import Chart
 from scripts.figures import shown
 from scripts.quality_parts import Files
@@ -16,11 +25,18 @@ from scripts.text import NOTE
 
 COMMAND = "python -m reference.bench --suite quality --protocol {} --resume"
 CREDIT = "Drawings: [OpenMoji](https://openmoji.org), CC BY-SA 4.0; pictures by models trained on them, same licence."
-SUBJECTS = (
-    "Two small models trained on OpenMoji drawings, pruned in every way, draw from the same noise and prompts as the "
-    "dense model. Intervals are 95 % bootstraps over prompts. *Other noise* is the dense model against itself from "
-    "other noise: a picture no nearer than that is another picture. How it is measured: "
-    "[the protocols](../benchmarks.md), [method and limits](../method.md)."
+ERROR = (
+    "Pruned models draw from the same noise and prompts as the dense one. *Prediction error*: relative to the dense "
+    "model's prediction along its own runs; 0 is the dense model, 1 the error of predicting nothing."
+)
+RETRIEVAL = (
+    "*Retrieval*: the share of pictures whose name a separate small network finds among its first 5 guesses; *seen* "
+    "names were in the training. *Other noise*: the dense model against itself from other noise; a picture no nearer "
+    "than that is another picture."
+)
+INTERVALS = (
+    "Intervals are 95 % bootstraps over prompts: they hold what other prompts would change, not another calibration or "
+    "another training. How it is measured: [the protocols](../benchmarks.md), [method and limits](../method.md)."
 )
 
 
@@ -36,20 +52,23 @@ def drawn(rows: Sequence[Row]) -> dict[str, list[Chart | None]]:
 def pages(rows: Sequence[Row]) -> tuple[dict[str, str], Files]:
     """Name of a page -> Markdown; and the grids that they show, by path below the root."""
     grids: Files = {}
+    about = [subjects.sentence(rows), f"{ERROR} {RETRIEVAL} {INTERVALS}"]
     (components, curves), (recoveries, compositions), (layers, steps) = drawn(rows).values()
     texts = {
         "quality": [
             "# Quality against rate",
-            SUBJECTS + " Nothing is trained after pruning; what training buys: [recovery](recovery.md).",
+            *about,
+            "Nothing is trained after pruning; what training buys: [recovery](recovery.md).",
             "## What each component can lose",
             _basis(rows, "quality-components"),
-            quality_parts.measured_rates(of_protocol(rows, "quality-components")),
+            quality_rates.measured_rates(of_protocol(rows, "quality-components")),
             shown(components, "Components, each pruned alone", COMMAND.format("quality-components")),
             "## Every granularity and criterion",
             _basis(rows, "quality"),
             shown(curves, "Rate curves", COMMAND.format("quality")),
             "## The best criterion of each",
-            "By the error of the prediction. Where intervals overlap, the runs do not tell the criteria apart.",
+            "By the prediction error. Where intervals overlap, the runs do not tell the criteria apart. More criteria "
+            "and units at one rate each: [criteria compared](criteria.md).",
             _models(rows, "quality", quality_parts.best),
             "## Pictures",
             _models(rows, "quality", lambda runs, model: quality_parts.grids(runs, model, grids)),
@@ -62,25 +81,30 @@ def pages(rows: Sequence[Row]) -> tuple[dict[str, str], Files]:
         ],
         "recovery": [
             "# Recovery and composition",
-            SUBJECTS,
+            *about,
             "## What training afterwards buys",
             _basis(rows, "quality-recovery"),
+            _found(rows, "quality-recovery", quality_found.recovery),
             shown(recoveries, "Recovery", COMMAND.format("quality-recovery")),
             _models(rows, "quality-recovery", quality_parts.recovery),
             "## Pruning with something else",
             _basis(rows, "quality-composition"),
+            _found(rows, "quality-composition", quality_found.composition),
             quality_parts.COMPOSITION,
             shown(compositions, "Pruning with a partner", COMMAND.format("quality-composition")),
             _models(rows, "quality-composition", quality_parts.composition),
         ],
         "damage": [
             "# Damage maps",
-            SUBJECTS,
+            about[0],
+            f"{ERROR} {INTERVALS}",
             "## Where it hurts: layers",
             _basis(rows, "quality-layers"),
+            _found(rows, "quality-layers", quality_found.damage),
             shown(layers, "Damage map of layers", COMMAND.format("quality-layers")),
             "## When it hurts: blocks and steps",
             _basis(rows, "quality-steps"),
+            _found(rows, "quality-steps", quality_found.damage),
             shown(steps, "Damage map of steps", COMMAND.format("quality-steps")),
         ],
     }
@@ -97,11 +121,20 @@ def _basis(rows: Sequence[Row], name: str) -> str:
         return ""
     config = own[0]["config"]
     guided = ", ".join(f"{g:g}" for g in dict.fromkeys(run["config"]["sampler"]["guidance"] for run in own))
-    return (
+    parts = [
         f"{len(own)} runs of protocol `{own[0]['protocol']['id']}`: {config['sampler']['steps']} steps, "
-        f"{len(config['prompts'])} prompts x {len(config['noise_seeds'])} noise seeds, {config['dtype']}, guidance "
-        f"{guided} (each model's own), {own[0]['environment']['cpu']}. Repeat it: `{COMMAND.format(name)}`."
-    )
+        f"{len(config['prompts'])} prompts, {_draws(config)}, {config['dtype']}, guidance "
+        f"{guided} (each model's own), {own[0]['environment']['cpu']}.",
+        quality_found.so_far(own, name),
+        f"Repeat it: `{COMMAND.format(name)}`.",
+    ]
+    return " ".join(filter(None, parts))
+
+
+def _draws(config: dict) -> str:
+    """`each drawn once`, or from how many noises."""
+    count = len(config["noise_seeds"])
+    return "each drawn once" if count == 1 else f"each drawn from {count} noises"
 
 
 def _models(rows: Sequence[Row], name: str, part: Callable[[list[dict], str], str]) -> str:
@@ -112,6 +145,12 @@ def _models(rows: Sequence[Row], name: str, part: Callable[[list[dict], str], st
             parts += [f"### `{model}`", part(runs, model)]
     command = "python -m reference.bench.second_seed FOLDER" if name == "quality-second-seed" else COMMAND.format(name)
     return "\n\n".join(parts) or f"Not measured yet: `{command}`."
+
+
+def _found(rows: Sequence[Row], name: str, part: Callable[[list[dict]], str]) -> str:
+    """What came out, a paragraph a model; empty without runs."""
+    texts = {model: part(runs) for model, runs in by_model(of_protocol(rows, name)).items() if dense_of(runs)}
+    return "\n\n".join(f"`{model}`: {text}" for model, text in texts.items() if text)
 
 
 def _again(rows: Sequence[Row]) -> str:

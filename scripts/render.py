@@ -25,6 +25,7 @@ from scripts import (
     paper_page,
     quality,
     social_card,
+    subjects,
     validate,
 )
 from scripts import runs as run_rows
@@ -222,12 +223,12 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     links = json.loads(lock.read_text(encoding="utf-8")) if lock.exists() else {}
     address = repo_url(root)
     runs = evidence.published()
-    tests = runs + [row.run for row in rows if row.suite == "claims" and row.state == "current"]
+    tests = runs + [row.run for row in rows if row.suite != "embedded" and row.state == "current"]
     judged = ledger.entries(papers.data, tests, vocab)
     measured = claims.measured_here(papers.data, tests)
     pages = {kind: lists.page(kind, documents[kind], vocab, links, address, known, measured) for kind in catalog.FILES}
     pages |= {
-        "claims": ledger.page(judged, vocab),
+        "claims": ledger.page(judged, vocab, subjects.sentence(rows)),
         "glossary": site_glossary(vocab),
         "results": evidence.site_page(rows),
         "coverage": evidence.coverage_page(),
@@ -259,7 +260,7 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     write(root / "site" / "generated" / "data" / "bibtex.js", script)
     write(
         root / "site" / "generated" / "data" / "runs.js",
-        chooser.script(method_runs.published(), papers.data, vocab),
+        chooser.script(method_runs.published(), papers.data, vocab, subjects.sentence(rows)),
     )
     loaded = benchmarks.files(rows, root / "site" / "generated") | {"charts/claims.js": ledger.script(judged)}
     for path, content in loaded.items():

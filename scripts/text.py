@@ -64,10 +64,12 @@ def page_head(title: str, source: str, text: str) -> list[str]:
 
 
 def unbroken(page: str) -> str:
-    """A page in whose tables no interval such as `(0.99 to 1.03)` is broken."""
+    """A page in whose tables no interval such as `(0.99 to 1.03)` and no `50 %` is broken."""
     interval = re.compile(r"\([-+]?[\d.]+(?: %)? to [-+]?[\d.]+(?: %)?\)")
     rows = (
-        interval.sub(r'<span class="interval">\g<0></span>', line) if line.startswith("|") else line
+        re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", interval.sub(r'<span class="interval">\g<0></span>', line))
+        if line.startswith("|")
+        else line
         for line in page.split("\n")
     )
     return "\n".join(rows)

@@ -631,7 +631,7 @@ def test_paper_page(root):
         "Pruned": "5.29",
         "Hardware": "not stated",
         "Printed in": '<a href="https://arxiv.org/abs/2305.00001">Table 1</a>',
-        "Measured here": "not comparable: no run removes channel; another model (openmoji-mmdit); no run measures FID",
+        "Measured here": "not comparable: our runs are of openmoji-mmdit, openmoji-unet; no run measures FID",
     }
     assert "".join(f'<td data-label="{name}">{cell}</td>' for name, cell in cells.items()) in page
     assert "https://github.com/example/list/edit/main/papers.yaml#L1)" in page

@@ -23,6 +23,7 @@ def runs(speedup: float, interval: list[float], **config: str) -> list[dict]:
     counts = {"parameters": 100, "macs": 100, "macs_nonzero": 100, "bytes": 200}
     dense = {"run_id": "d", "status": "ok", "config": {}, "achieved": counts, "environment": {"cpu": "a processor"}}
     dense["subject"] = {"model": "sdxl", "baseline_run": None, "entry": "dense"}
+    dense |= {"quality": [], "speed": []}
     speed = [{"pictures": 1, "speedup": speedup, "speedup_ci95": interval}]
     pruned = dense | {"run_id": "p", "speed": speed, "achieved": counts | {"parameters": 80, "bytes": 160}}
     pruned["subject"] = {"model": "sdxl", "baseline_run": "d", "entry": "head"}
@@ -64,7 +65,34 @@ def test_reasons_name_what_differs():
     other = PAPER | {"granularity": ["block"], "targets": ["flux.1-dev"]}
     assert claims.reasons(other, time, runs(1.4, [1.3, 1.5]), VOCAB) == [
         "no run removes block",
-        "another model (sdxl)",
+        "our runs are of sdxl",
         "an absolute figure on A100",
     ]
     assert "no run measures FID" in claims.reasons(PAPER, CLAIM | {"metric": "fid"}, runs(1, [1, 1]), VOCAB)
+
+
+def test_reasons_look_at_runs_of_every_suite():
+    """A suite that measures quality alone removes blocks too: then the reason is that they were not timed."""
+    dense, pruned = runs(1.4, [1.3, 1.5])
+    untimed = pruned | {"config": {"granularity": "block"}, "speed": [], "quality": [{"metric": "psnr"}]}
+    blocks = PAPER | {"granularity": ["block"]}
+    assert claims.reasons(blocks, CLAIM, [dense, pruned, untimed], VOCAB) == ["no run that removes block was timed"]
+    psnr = CLAIM | {"metric": "psnr", "unit": "dB"}
+    assert claims.reasons(blocks, psnr, [untimed], VOCAB) == ["our PSNR is to the dense model's own pictures"]
+    assert claims.reasons(blocks, psnr, [pruned], VOCAB) == ["no run removes block", "no run measures PSNR"]
+    both = PAPER | {"granularity": ["block", "timestep"]}  # only what we remove is named
+    assert claims.reasons(both, CLAIM, [untimed], VOCAB) == ["no run that removes block was timed"]
+    unstated = PAPER | {"granularity": ["unstated"]}
+    assert claims.reasons(unstated, CLAIM, [untimed], VOCAB) == ["what it removes is not stated"]
+    assert claims.nearest(blocks, [untimed]) == []  # its row on a paper's page would have no speed
+
+
+def test_the_founding_note_is_judged_by_timed_runs():
+    pruned = runs(1.0, [0.9, 1.1])[1]
+    weights = pruned | {"subject": pruned["subject"] | {"entry": "unstructured"}}
+    weights["config"] = {"granularity": "weight", "amount": 0.5}
+    dense = runs(1.0, [0.9, 1.1])[0]
+    assert [row[0] for row in claims.founding([dense, weights, weights | {"speed": []}])] == [
+        "50 % of the weights: smaller file",
+        "50 % of the weights: faster",
+    ]

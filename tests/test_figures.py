@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import charts, figures, figures_damage, figures_quality, figures_speed, lab, ledger, run_table, runs
+from scripts import (
+    charts,
+    figures,
+    figures_damage,
+    figures_quality,
+    figures_speed,
+    lab,
+    ledger,
+    run_table,
+    runs,
+    subjects,
+)
 from scripts.text import unbroken
 
 COUNTS = {"parameters": 100, "macs": 1000, "macs_nonzero": 1000, "bytes": 200, "nonzero": 100}
@@ -47,6 +58,18 @@ def timed(speedup: float, half: float, **more) -> dict:
     return {"dense": ms, "pruned": ms, "speedup": speedup, "speedup_ci95": [speedup - half, speedup + half]} | {
         "warmup": 1, "repeats": 3, **more
     }  # fmt: skip
+
+
+def test_who_was_measured_is_said_with_sizes_and_machines():
+    dense = run(0, "dense", None, achieved={"parameters": 5_425_776})
+    rows = runs.of_device([dense, run(1, "head", dense["run_id"])], "quality", "here")
+    small = subjects.sentence(rows)
+    assert "`m` (5.4 million parameters); all runs on a <processor>, 2 cores, none on a GPU." in small
+    assert "says little about the rates of large models" in small
+    big = run(2, "dense", None, achieved={"parameters": 2_000_000_000}, environment={"gpu": "a GPU"})
+    large = subjects.sentence(runs.of_device([big], "quality", "here"))
+    assert large == "Trained models measured so far: `m` (2000.0 million parameters); all runs on a GPU."
+    assert subjects.sentence(runs.of_device([dense], "latency", "here")) == ""  # weights drawn at random
 
 
 def test_states_tell_current_from_earlier_runs():
@@ -163,6 +186,23 @@ def test_rate_curves_of_the_quality_suite_are_drawn_with_all_that_was_measured()
     assert figures_quality.components(rows) is None
 
 
+def test_calibration_is_drawn_by_the_number_of_prompts_and_what_needs_none_at_0():
+    asked = {"granularity": "head", "amount": 0.4, "scope": "layer"}
+    made = [run(0, "dense", None, "calibration")]
+    for number, (criterion, prompts) in enumerate([("random", 2), ("taylor", 2), ("taylor", 8)], start=1):
+        config = asked | {"criterion": criterion, "calibration": {"prompts": prompts, "batch_size": 2}}
+        found = [quality("prediction_error", 1 / number), quality("agreement", 0.3 * number)]
+        made.append(run(number, "head", made[0]["run_id"], "calibration", config=config, quality=found))
+    chart = figures_quality.calibration(runs.of_device(made, "engine", "here"))
+    assert [(row[2], row[3], row[5]) for row in chart.table if row[4].startswith("agreement")] == [
+        ("random", "0", "0.30 (0.20 to 0.40)"),
+        ("taylor", "2", "0.60 (0.50 to 0.70)"),
+        ("taylor", "8", "0.90 (0.80 to 1.00)"),
+    ]
+    assert "3 runs" in charts.drawing(chart)
+    assert figures_quality.calibration(runs.of_device(made[:1], "engine", "here")) is None
+
+
 def test_damage_maps_show_every_layer_at_every_rate_and_every_block_at_every_part():
     def cell(number: int, protocol: str, config: dict, metric: str, **more) -> dict:
         found = [quality(metric, n + number / 10, layer=f"blocks.{n}", **more) for n in range(3)]
@@ -275,9 +315,14 @@ def test_a_session_is_told_in_days_and_minutes():
 
 
 def test_intervals_in_tables_are_not_broken():
-    rows = ["| 1.00x (0.99 to 1.03) phantom |", "| +0 % (-1 % to +2 %) |", "| (a to b) |", "Text (0.99 to 1.03) stays."]
+    rows = [
+        "| 1.00x (0.99 to 1.03) phantom |",
+        "| +0 % (-1 % to +2 %) |",
+        "| (a to b) |",
+        "Text (0.99 to 1.03) at 5 % stays.",
+    ]
     assert unbroken("\n".join(rows)).split("\n") == [
         '| 1.00x <span class="interval">(0.99 to 1.03)</span> phantom |',
-        '| +0 % <span class="interval">(-1 % to +2 %)</span> |',
+        '| +0\u00a0% <span class="interval">(-1\u00a0% to +2\u00a0%)</span> |',
         *rows[2:],
     ]

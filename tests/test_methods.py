@@ -1,14 +1,17 @@
 """Method pages: one for every entry and criterion, each figure from a run, each equation beside code that exists."""
 
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from reference.request import SERVES
-from scripts import catalog, chooser, method_runs, methods
+from reference import __main__ as command_line
+from reference.request import SERVES, WITHOUT_DATA
+from scripts import catalog, chooser, method_runs, methods, quality
 from scripts.palette import variable
 
 PAPERS = catalog.read(catalog.ROOT / "papers.yaml").data
@@ -77,13 +80,56 @@ def test_help_is_judged_by_intervals_and_recovered_runs_do_not_count():
     found = method_runs.cells({"engine": runs})
     (cell,) = found
     assert [method_runs.criterion(r) for r in found[cell]] == ["obs", "taylor", "wanda", "magnitude"]
-    helps, fails = method_runs.verdicts("taylor", found)
-    assert fails == []
-    assert "0.300 (0.280 to 0.320) against 0.500 (0.450 to 0.550) by magnitude; number 2 of 4, behind obs" in helps[0]
-    assert "intervals apart from none of these" in helps[0]
-    helps, fails = method_runs.verdicts("wanda", found)  # its interval overlaps that of magnitude
-    assert (len(helps), len(fails)) == (0, 1)
-    assert method_runs.verdicts("learned", found) == ([], [])
+    (taylor,) = method_runs.verdicts("taylor", found)
+    assert taylor[1:] == ("better", "0.300 against 0.500", 2)
+    (wanda,) = method_runs.verdicts("wanda", found)  # its interval overlaps that of magnitude
+    assert wanda.word == "no difference"
+    (by_chance,) = method_runs.verdicts(
+        "magnitude", method_runs.cells({"engine": [*runs, run("random", 0.2, 0.1, 0.3)]})
+    )
+    assert by_chance.word == "worse"
+    assert method_runs.verdicts("learned", found) == []
+
+
+def test_verdicts_of_many_rates_are_a_row_and_their_tables_are_folded():
+    runs = [run("magnitude", 0.5, 0.4, 0.6), run("taylor", 0.3, 0.2, 0.35)]
+    found = {method_runs.Cell("quality", "m", "head", rate): runs[::-1] for rate in (0.3, 0.5, 0.7)}
+    *_, row = method_runs.verdict_table(method_runs.verdicts("taylor", found), found)
+    better = "<br>".join(f"{rate} %: 0.300 against 0.500" for rate in (30, 50, 70))
+    assert row == f"| head | `m`, quality | {better} | - | - | 1 of 2 |"
+    half, others = method_runs.ranked(found, "taylor")
+    assert "head, 50 %" in half
+    assert others.count("<table") == 2
+    assert others.startswith("<details><summary>2 tables of other rates")
+
+
+def test_worse_is_told_from_what_cannot_be_told_and_seeds_must_agree():
+    def of_seeds(made: dict, *errors: float) -> dict:
+        made["quality"][0]["per_seed"] = list(errors)
+        return made
+
+    magnitude = of_seeds(run("magnitude", 0.5, 0.45, 0.55), 0.4, 0.5, 0.6)
+    runs = [magnitude, of_seeds(run("taylor", 0.7, 0.65, 0.75), 0.6, 0.7, 0.8)]
+    runs += [of_seeds(run("wanda", 0.3, 0.25, 0.35), 0.45, 0.2, 0.25)]  # by its interval lower, not by its first seed
+    found = method_runs.cells({"engine": runs})
+    assert [verdict.word for verdict in method_runs.verdicts("taylor", found)] == ["worse"]
+    assert [verdict.word for verdict in method_runs.verdicts("wanda", found)] == ["no difference"]
+
+
+def test_magnitude_is_the_yardstick_and_not_the_best(found):
+    """README and the quality page say so of the comparison of criteria."""
+    lowest = {str(cell): method_runs.criterion(runs[0]) for cell, runs in found.items() if cell.suite == "engine"}
+    assert len(lowest) == 6
+    assert "magnitude" not in lowest.values()
+
+
+def test_the_table_of_criteria_marks_all_that_cannot_be_told_from_the_lowest(pages, found):
+    (weight,) = [runs for cell, runs in found.items() if cell.suite == "engine" and cell.granularity == "weight"]
+    near = [method_runs.criterion(run) for run in weight if not method_runs.apart(weight[0], run)]
+    assert near == ["obs", "obs-diff"]
+    for name in SERVES:
+        row = re.search(rf"^\| \[[^|]+\]\({name}\.md\) \| .*$", pages["index"], re.M)[0]
+        assert row.split(" | ")[2].startswith("**") == (name in near), row
 
 
 def test_the_best_scope_of_a_criterion_counts():
@@ -105,6 +151,34 @@ def test_bars_and_curves_show_their_numbers():
     assert (ys[0] - ys[1]) * 2 == pytest.approx(ys[1] - ys[2], abs=0.3)
     assert ">a</text>" in chart  # the second name would lie over the first
     assert ">b</text>" not in chart
+
+
+def test_what_was_measured_elsewhere_leads_to_headings_that_exist(pages):
+    headings = {
+        f"{name}.md#" + re.sub(r"[^\w]+", "-", line[3:].lower()).strip("-")
+        for name, page in quality.pages([])[0].items()
+        for line in page.splitlines()
+        if line.startswith("## ")
+    }
+    assert set(methods.ELSEWHERE.values()) == set(methods.ON_PAGE) <= headings
+    assert "](../recovery.md#what-training-afterwards-buys)" in pages["iterative"]
+    assert '<a href="../runs.html#unit=channel&amp;state=current">' in pages["structured"]
+    assert '<a href="../runs.html#criterion=taylor&amp;state=current">' in pages["taylor"]
+
+
+def test_commands_of_a_page_name_the_prompts_that_their_criterion_needs(pages, tmp_path, monkeypatch):
+    """A criterion that looks at data is refused without; the quickest of them runs as it stands, but for the steps."""
+    commands = {name: re.findall(r"^(?:printf|python) .*$", page, re.M) for name, page in pages.items()}
+    for name in SERVES:
+        assert (" --prompts prompts.txt " in commands[name][-1]) == (name not in WITHOUT_DATA), name
+        assert len(commands[name]) == (1 if name in WITHOUT_DATA else 2), name
+    assert "--criterion output-energy --prompts prompts.txt" in commands["low-rank"][-1]
+    monkeypatch.chdir(tmp_path)
+    written, prune = commands["wanda"]
+    subprocess.run(written, shell=True, check=True)
+    assert Path("prompts.txt").read_text().splitlines() == ["red heart", "pizza", "cat face"]
+    assert command_line.main([*shlex.split(prune)[3:], "--steps", "2"]) == 0
+    assert Path("pruned/model_index.json").is_file()
 
 
 def test_papers_of_a_page_are_those_of_the_catalogue(pages):

@@ -1,5 +1,6 @@
 """The rules of the quality protocols on made-up runs, and the page that they are published on."""
 
+import io
 import subprocess
 import sys
 from itertools import count
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import quality, quality_rules, quality_runs, runs
+from scripts import quality, quality_found, quality_parts, quality_rates, quality_rules, quality_runs, runs
+from scripts.pictures import grid
 from scripts.quality_rules import Limits
 from tests.test_figures import run as result
 
@@ -109,6 +111,81 @@ def test_errors_that_add_like_independent_ones_compose_and_larger_ones_do_not():
         0
     ] == pytest.approx(1)
     assert quality_rules.compose(error(a), error(a), error(2 * a), dense).to_aligned[0] == pytest.approx(1)
+
+
+def test_what_a_safe_rate_asks_is_said_of_each_model():
+    """The same 10 %: one model has lost names, the other's picture is another one."""
+    own = [DENSE, component(0.1, -0.06, 0.9), component(0.3, -0.04, 0.9)]
+    other = [run("n", True, [(q["metric"], q["value"], *q["ci95"], {}) for q in DENSE["quality"]])]
+    other += [component(0.1, 0.0, 1.0, fidelity=10.5, model="n")]
+    text = quality_rates.measured_rates([*own, *other])
+    assert (
+        "- `m`: retrieval in 1 (of 1 rows). Two dense pictures from different noise agree to 10.0 (9.0 to 11.0) dB."
+        in text
+    )
+    assert "- `n`: fidelity in 1 (of 1 rows)." in text
+    assert "loses no more than 5 of 100 names among its first 5 guesses" in text
+
+
+def test_the_names_that_may_go_are_counted_in_the_runs():
+    def lost(names: int, low: float) -> dict:
+        return run(quality=[("retrieval_top5_seen_change", -names / 8, low, 0, {})], achieved={}, amount=0.1)
+
+    assert "With 8 names the rule lets 1 go at most" in quality_rates._names_lost(
+        [lost(1, -0.04), lost(2, -0.06), lost(0, 0)]
+    )
+
+
+def trained(error: float, loss: str | None, rounds: int = 1) -> dict:
+    recovery = {"kind": "distill", "loss": loss} if loss else {"kind": "none"}
+    config = {"granularity": "head", "amount": 0.5, "recovery": recovery} | ({"rounds": rounds} if rounds > 1 else {})
+    return run(quality=[("prediction_error", error, error - 0.01, error + 0.01, {})], **config)
+
+
+def test_what_training_bought_is_counted():
+    made = [trained(0.8, None), trained(0.5, "output"), trained(0.45, "feature"), trained(0.52, "output", 4)]
+    text = quality_found.recovery([DENSE, *made, trained(0.515, "output", 2), trained(0.4, "output", 3)])
+    assert "In 1 of 1 cases every kind of training lowered the prediction error." in text
+    assert "after one shot: `feature` in 1; in 1 of them its interval is apart" in text
+    assert "a lower error in 1 of 3 comparisons, a higher one in 0; in 2 the intervals overlap." in text
+    assert quality_found.recovery([DENSE, trained(0.8, None)]) == ""
+
+
+def test_verdicts_are_counted_beside_what_chance_would_give(monkeypatch):
+    found = [
+        (None, quality_rules.Composed(0, 0, 0, (1, 1, 1), (1, 1, 1), word))
+        for word in ["composes"] * 40 + ["saturated"]
+    ]
+    monkeypatch.setattr(quality_found, "composed", lambda runs: found)
+    text = quality_found.composition([])
+    assert text.startswith("41 pairs: composes 40, saturated 1. Of 40 pairs that can be judged, 1.0 would")
+    assert "Most are saturated" not in text
+    monkeypatch.setattr(quality_found, "composed", lambda runs: found[39:])
+    assert quality_found.composition([]).count("Most are saturated") == 0
+    monkeypatch.setattr(quality_found, "composed", lambda runs: found[40:])
+    assert "judged" not in quality_found.composition([])
+    assert "Most are saturated" in quality_found.composition([])
+
+
+def test_cells_are_counted_as_the_suite_lists_them():
+    from reference.bench import quality_cells
+
+    for name in ("", "-components", "-recovery", "-composition", "-layers", "-steps"):
+        asked = quality_runs.protocol(f"quality{name}")
+        listed = [cell.model for cell in quality_cells.list_cells(asked, None, None)]
+        assert quality_found.cells(asked) == {model: listed.count(model) for model in asked["models"]}, name
+    one = run("openmoji-mmdit", granularity="weight", amount=0.5)
+    assert "1 of 36 for `openmoji-mmdit`, 0 of 36 for `openmoji-unet`" in quality_found.so_far(
+        [one], "quality-recovery"
+    )
+
+
+def test_a_damage_map_is_summed_up_by_its_ends():
+    layers = {"a": 0.4, "b": 0.1, "c": 0.3, "d": 0.2}
+    records = [("prediction_error_of_layer", v, v, v, {"layer": name}) for name, v in layers.items()]
+    text = quality_found.damage([DENSE, run(quality=records, granularity="head", amount=0.4)])
+    assert "- 40 % of a layer's heads removed: largest prediction error at `a` 0.400, `c` 0.300, `d` 0.200" in text
+    assert "smallest at `b` 0.100, `d` 0.200, `c` 0.300." in text
 
 
 def test_only_current_runs_of_the_device_that_measured_last_count():
@@ -220,3 +297,15 @@ def test_pages_with_runs_show_charts_tables_and_pictures(tmp_path):
     assert pair[2:5] == ("int8", "0.149", "0.105")  # root of 0.1^2 + 0.11^2 over two prompts, as the rule takes it
     assert [line[2] for line in charts["recovery"][0].table] == ["nothing"] * 4
     assert charts["quality"][0].table[0][:4] == ("m", "attention", "weight", "50 %")
+
+
+def test_a_grid_names_the_rate_that_whole_units_made(tmp_path):
+    for rate, label in ((0.4, "head 40 %, obs"), (0.305, "head, obs")):
+        asked = {"granularity": "head", "criterion": "obs", "amount": 0.3}
+        assert quality_parts._label({"config": asked, "achieved": {"unit_rate": rate}}) == label
+    strip = tmp_path / "strip.png"
+    Image.new("RGB", (64, 32)).save(strip)
+    widths = [Image.open(io.BytesIO(grid([(name, strip)], ["a", "b"]))).width for name in ("dense", "d" * 60)]
+    assert widths[1] > widths[0] + 100  # no name is cut off
+    more = Image.open(io.BytesIO(grid([("dense", strip)], ["a", "b", "not kept"])))
+    assert more.width == widths[0]  # and no empty column

@@ -3,8 +3,13 @@
     err_p = sqrt( sum_t a_t ||v_pruned - v_dense||^2 / sum_t a_t ||v_dense||^2 )
 
 of each held-out picture p at the inputs that the dense model had on its own way, with a_t = 1, and once more with the
-step weights of OBS-Diff. A run is one granularity, criterion and scope over all seeds; with `--resume` those that have
-a result of the same protocol are left out.
+step weights of OBS-Diff; and whether it leaves the same units whatever it was calibrated on:
+
+    agreement_g = mean over pairs of seeds i, j of |R_i and R_j| / |R_i or R_j|,   R_i the units of group g removed
+
+1 if every seed removes the same; units drawn at random agree by about r / (2 - r) at rate r. A run is one granularity,
+criterion, scope and number of calibration prompts over all seeds; with `--resume` those that have a result of the same
+protocol are left out.
 """
 
 import copy
@@ -32,17 +37,18 @@ from reference.request import WITHOUT_DATA
 
 
 class Cell(NamedTuple):
-    """One run: a taxonomy entry and the keywords of `reference.plan`."""
+    """One run: a taxonomy entry, the keywords of `reference.plan`, and on how many prompts it is calibrated."""
 
     entry: str
     keywords: dict
+    prompts: int
 
 
 class Seed(NamedTuple):
     """What one seed calibrates on, and the dense answers that it is held to."""
 
     number: int
-    calibration: reference.Calibration
+    calibrations: dict[int, reference.Calibration]  # by the number of prompts
     held_out: list[tuple[Call, Tensor]]
 
 
@@ -62,11 +68,23 @@ def list_cells(protocol: dict, entries: list[str] | None) -> list[Cell]:
         if name not in known:
             raise ValueError(f"no entry {name!r}; there are {', '.join(known)}")
     return [
-        Cell(entry["entry"], entry["keywords"] | {"criterion": criterion, "scope": scope})
+        Cell(entry["entry"], entry["keywords"] | {"criterion": criterion, "scope": scope}, prompts)
         for entry in protocol["entries"]
         if not entries or entry["entry"] in entries
         for criterion, scope in entry["criteria"]
+        for prompts in (sizes(protocol)[:1] if criterion in WITHOUT_DATA else sizes(protocol))
     ]
+
+
+def sizes(protocol: dict) -> list[int]:
+    """The numbers of calibration prompts that a protocol asks for: one, or several to compare."""
+    asked = protocol["calibration"]["prompts"]
+    return asked if isinstance(asked, list) else [asked]
+
+
+def dense_cell(protocol: dict) -> Cell:
+    """The dense model, which all others are held to."""
+    return Cell("dense", {}, sizes(protocol)[0])
 
 
 def run_criteria(file: Path, cells: list[Cell], folder: Path, resume: bool = False) -> list[dict]:
@@ -74,10 +92,10 @@ def run_criteria(file: Path, cells: list[Cell], folder: Path, resume: bool = Fal
     session = open_session(file.read_text())
     runs = [run for run in results.read(folder) if run["protocol"]["sha256"] == session.sha256] if resume else []
     runs = [run for run in runs if run["status"] != "failed"]
-    done = {_key(run["config"]) for run in runs}
+    done = {key(run) for run in runs}
     baseline = next((run["run_id"] for run in runs if run["subject"]["is_baseline"]), None)
-    for cell in tqdm([Cell("dense", {}), *cells], desc="criteria", unit="run"):
-        if _key(cell.keywords) in done:
+    for cell in tqdm([dense_cell(session.protocol), *cells], desc="criteria", unit="run"):
+        if key(cell) in done:
             continue
         runs.append(run_cell(session, cell, baseline, folder))
         baseline = baseline or runs[-1]["run_id"]
@@ -95,7 +113,8 @@ def run_cell(session: Session, cell: Cell, baseline: str | None, folder: Path) -
     """Measure one cell and write its result, failures included."""
     protocol, weights = session.protocol, EMBEDDED[session.protocol["model"]]
     run = results.frame(protocol, session.sha256, weights, cell.entry, cell.keywords, baseline)
-    run["config"] |= {key: protocol[key] for key in ("calibration", "held_out")}
+    run["config"] |= {"calibration": protocol["calibration"] | {"prompts": cell.prompts}}
+    run["config"] |= {"held_out": protocol["held_out"]}
     start = time.monotonic()
     try:
         _measure(run, cell, session.dense, session.seeds, protocol)
@@ -107,16 +126,16 @@ def run_cell(session: Session, cell: Cell, baseline: str | None, folder: Path) -
 
 
 def open_seed(protocol: dict, dense: EmbeddedPipeline, number: int) -> Seed:
-    """Shuffle the names that the model was trained on; the first calibrate, the next are held out."""
+    """Shuffle the names that the model was trained on; the first calibrate, the next are held out from all sizes."""
     names = sorted({name for stem, name in catalogue() if not is_held_out(stem)})
     random.Random(number).shuffle(names)
-    first, then = protocol["calibration"]["prompts"], protocol["held_out"]
+    asked, first, then = sizes(protocol), max(sizes(protocol)), protocol["held_out"]
     shared = {
         "steps": protocol["sampler"]["steps"],
         "keywords": {"guidance_scale": protocol["sampler"]["guidance"]},
     }
     batch, seed = protocol["calibration"]["batch_size"], 1000 * number
-    seen = reference.Calibration(dense, names[:first], seed=seed, batch_size=batch, **shared)
+    seen = {n: reference.Calibration(dense, names[:n], seed=seed, batch_size=batch, **shared) for n in asked}
     unseen = reference.Calibration(dense, names[first : first + then], seed=seed + 500, batch_size=then, **shared)
     with torch.no_grad():
         return Seed(number, seen, [(call, prediction_of(call)) for call in calls(dense.denoiser, unseen)])
@@ -125,12 +144,13 @@ def open_seed(protocol: dict, dense: EmbeddedPipeline, number: int) -> Seed:
 def _measure(run: dict, cell: Cell, dense: EmbeddedPipeline, seeds: list[Seed], protocol: dict) -> None:
     """Prune once a seed and fill in what is left and how far the predictions are."""
     errors: dict[str, list[np.ndarray]] = {"prediction_error": [], "weighted_prediction_error": []}
-    seconds = []
+    seconds, plans = [], []
     for seed in seeds if cell.keywords else []:
         looks_at_data = cell.keywords["criterion"] not in WITHOUT_DATA
         began = time.monotonic()
-        data = seed.calibration if looks_at_data else None
+        data = seed.calibrations[cell.prompts] if looks_at_data else None
         plan = reference.plan(dense.denoiser, **cell.keywords, seed=seed.number, calibration=data)
+        plans.append(plan)
         seconds.append(time.monotonic() - began)
         pruned = copy.deepcopy(dense.denoiser)
         report = reference.apply(pruned, plan)
@@ -147,6 +167,8 @@ def _measure(run: dict, cell: Cell, dense: EmbeddedPipeline, seeds: list[Seed], 
     for metric, of_seeds in errors.items() if cell.keywords else []:
         found = metrics.interval(np.concatenate(of_seeds))
         run["quality"].append({"metric": metric, **found, "per_seed": [float(e.mean()) for e in of_seeds]})
+    if len(plans) > 1 and plans[0].granularity != "rank":  # whose directions are of another basis each time
+        run["quality"].append({"metric": "agreement"} | measure.agreement(plans))
 
 
 def prediction_errors(model: nn.Module, held_out: list[tuple[Call, Tensor]], weighted: bool) -> np.ndarray:
@@ -162,5 +184,8 @@ def prediction_errors(model: nn.Module, held_out: list[tuple[Call, Tensor]], wei
     return (wrong / total).sqrt().numpy()
 
 
-def _key(config: dict) -> str:
-    return " ".join(str(config.get(name)) for name in ("granularity", "amount", "criterion", "scope"))
+def key(run: Cell | dict) -> str:
+    """What makes two runs of one protocol the same."""
+    config = run["config"] if isinstance(run, dict) else run.keywords
+    prompts = run["config"]["calibration"]["prompts"] if isinstance(run, dict) else run.prompts
+    return " ".join(str(config.get(name)) for name in ("granularity", "amount", "criterion", "scope")) + f" {prompts}"

@@ -84,7 +84,7 @@ def run_on_ray(
         todo = [cell for cell in cells if _key(suite, cell) not in done]
         dense = {key: run for key, run in done.items() if run["subject"]["is_baseline"]}
         models = dict.fromkeys(_model(suite, cell, protocol) for cell in todo)
-        first = {m: _dense(suite, m) for m in models if _key(suite, _dense(suite, m)) not in dense}
+        first = {m: _dense(suite, m, protocol) for m in models if _key(suite, _dense(suite, m, protocol)) not in dense}
         with tqdm(total=len(first) + len(todo), desc=f"{suite} on ray", unit="cell") as bar:
             for run in take({task.remote(suite, text, c, None, threads, seed): c for c in first.values()}, bar):
                 dense[_key(suite, run)] = run
@@ -94,7 +94,7 @@ def run_on_ray(
                 raise ValueError(f"the dense model cannot be measured: {failed[0]}")
             tasks = {}
             for cell in todo:
-                baseline = dense[_key(suite, _dense(suite, _model(suite, cell, protocol)))]
+                baseline = dense[_key(suite, _dense(suite, _model(suite, cell, protocol), protocol))]
                 tasks[task.remote(suite, text, cell, {"run_id": baseline["run_id"]}, threads, seed)] = cell
             runs += take(tasks, bar)
     finally:
@@ -146,8 +146,8 @@ def _engine(text: str) -> criteria.Session:
     return criteria.open_session(text)
 
 
-def _dense(suite: str, model: str) -> Any:
-    return quality_cells.Cell(model, "dense", {}) if suite == "quality" else criteria.Cell("dense", {})
+def _dense(suite: str, model: str, protocol: dict) -> Any:
+    return quality_cells.Cell(model, "dense", {}) if suite == "quality" else criteria.dense_cell(protocol)
 
 
 def _model(suite: str, cell: Any, protocol: dict) -> str:
@@ -156,6 +156,4 @@ def _model(suite: str, cell: Any, protocol: dict) -> str:
 
 def _key(suite: str, run: Any) -> Any:
     """What makes two runs of one protocol the same."""
-    if suite == "quality":
-        return quality_cells.key(run)
-    return criteria._key(run["config"] if isinstance(run, dict) else run.keywords)
+    return (quality_cells if suite == "quality" else criteria).key(run)

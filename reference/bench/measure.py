@@ -1,6 +1,7 @@
 """The measurements: what is left, how fast it is, how far it draws from the dense model. p counts pictures."""
 
 import copy
+import itertools
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -17,6 +19,7 @@ from reference.bench import metrics, timing
 from reference.checkpoint import STORAGES, load_pruned, save_pruned
 from reference.embedded.pipeline import EmbeddedPipeline
 from reference.manifest import KEPT
+from reference.plans import Plan
 
 
 def guided_inputs(pipeline: EmbeddedPipeline, pictures: int) -> dict[str, Tensor]:
@@ -169,3 +172,20 @@ def psnr(pictures: Tensor, dense: Trajectory) -> dict:
     """Peak signal-to-noise ratio in dB to the dense pictures, mean over pictures; identical ones count 100 dB."""
     pair = (x.unflatten(0, (dense.seeds, -1)) for x in (pictures, dense.pictures))
     return metrics.interval(metrics.psnr(*pair))
+
+
+def agreement(plans: Sequence[Plan]) -> dict:
+    """Whether plans for one model remove the same units: mean over the groups that lose any, 95 % bootstrap over them.
+
+        agreement_g = mean over pairs of plans i, j of |R_i and R_j| / |R_i or R_j|,   R_i what i removes of group g
+
+    1 if all remove the same; units drawn at random agree by about r / (2 - r) at rate r.
+    """
+    of_groups = []
+    for name in plans[0].shapes:
+        removed = [plan.removed(name) for plan in plans]
+        pairs = [(i & j, i | j) for i, j in itertools.combinations(removed, 2)]
+        if all(either.any() for _, either in pairs):
+            of_groups.append(np.mean([float(both.sum() / either.sum()) for both, either in pairs]))
+    found = metrics.interval(np.array(of_groups))
+    return {name: found[name] for name in ("value", "ci95", "n")}

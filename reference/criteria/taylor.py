@@ -17,6 +17,12 @@ enter. Both programs stop at the first step below the threshold, which equals al
 of noise prediction, not of flow matching or v-prediction): here losses come first, then alpha, then gradients.
 The authors leave biases out; whoever wants their numbers passes no biases.
 
+Noise: g is an estimate from some prompts, noises and time steps. |w g|, and its square, turn the noise of g into score:
+where the true gradient is near zero, as it is for most weights of a trained model, the expected score still grows with
+|w| and with the spread of g. Sums with signs over a unit average part of that away; sums of absolute values do not.
+With few calibration prompts the order of close scores is therefore partly chance: use many, and trust an order that
+another seed repeats.
+
 Shapes: o outputs, i inputs, u units, t time steps, r the weights of one unit in one tensor.
 """
 

@@ -4,7 +4,7 @@
 (() => {
   const form = document.querySelector(".chooser form");
   if (!form || !window.measured) return;
-  const { models, runs, timed, claims } = window.measured;
+  const { models, runs, timed, claims, subjects } = window.measured;
   const out = document.querySelector(".chooser .answer");
   const measured = [...new Set(runs.map((run) => run.model))];
   const devices = [...new Set(runs.map((run) => run.device))];
@@ -136,7 +136,7 @@
       const front = those.filter((run) => !those.some((one) => beats(one, run))).sort((a, b) => b.psnr[0] - a.psnr[0]);
       paragraph(`${front.length} of ${all.length} measured runs (protocol ${protocol}, ${front[0].prompts} prompts): those that meet both limits and that no other beats in fidelity, speed and file at once. Intervals are 95 %.`);
       out.append(table(front));
-      paragraph("Measure them again, or do the same to a model of your own:");
+      paragraph(`Measure them again, or do the same to a model of your own. ${subjects}`);
       const entries = [...new Set(front.map((run) => run.entry))].map((entry) => ` --method ${entry}`).join("");
       command([`${python} reference.bench --suite ${front[0].suite}${entries}`, ...new Set(front.map(cut))].join("\n"));
     }
@@ -155,6 +155,12 @@
     const known = measured.includes(model);
     const gpu = !device.includes("CPU") && !devices.includes(device);
     paragraph(`No measured answer: there is no published run of ${named} on ${device}.`, { className: "none" });
+    if (known && gpu) {
+      paragraph("The embedded suite times on a CPU only. On a GPU these time full-size models with random weights, and 2:4 products:");
+      command(`${python} reference.bench --suite latency --resume\n${python} reference.bench --suite kernels --resume`);
+      link("What was measured of it on a CPU", `#${new URLSearchParams([["model", model], ["device", devices[0]]])}`);
+      return;
+    }
     if (known) {
       paragraph(`The missing run is the embedded suite on ${device}. Its files, sent in, appear here:`);
       command("make bench");
