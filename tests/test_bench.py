@@ -260,7 +260,6 @@ def test_compare_and_prune_refuse_in_one_line_before_they_work(tmp_path, capsys)
         (["compare", "openmoji-mmdit", f"{tmp_path}/model"], "model holds only a model, which draws nothing"),
         ([*prune, *rate, "--out", f"{tmp_path}/mine"], "mine holds other files; name a new folder"),
         ([*prune, *rate, "--criterion", "taylor", "--prompts", f"{tmp_path}/empty.txt", "--out", "x"], "no prompts;"),
-        ([*prune, "--granularity", "rank", "--rank", "4000", "--out", f"{tmp_path}/x"], "rank=4000 removes nothing"),
         (["train", "openmoji-mmdit", "--steps", "0", "--out", f"{tmp_path}/x"], "--steps is a whole number from 1"),
     ):
         assert command(arguments) == 2
