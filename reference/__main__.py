@@ -100,9 +100,12 @@ def run_prune(options: argparse.Namespace) -> None:
     looks_at_data = options.criterion not in WITHOUT_DATA
     if looks_at_data and options.prompts is None:
         raise ValueError(f"criterion {options.criterion!r} looks at data: give --prompts FILE, one prompt a line")
-    prompts = options.prompts.read_text().splitlines() if looks_at_data else []
+    prompts = _prompts(options.prompts) if looks_at_data else []
 
+    from reference.checkpoint import check_target, save_pruned
     from reference.out_of_core import exceeds_memory, prune_out_of_core
+
+    check_target(options.out)
 
     if options.out_of_core or (not looks_at_data and exceeds_memory(options.source)):
         if options.storage != "dense":
@@ -113,14 +116,12 @@ def run_prune(options: argparse.Namespace) -> None:
         return
 
     from reference.calibration import Calibration
-    from reference.checkpoint import save_pruned
     from reference.engine import prune
     from reference.loaders import load
 
     pipeline = load(options.source, options.base_model)
     if looks_at_data:
-        named = [prompt.strip() for prompt in prompts if prompt.strip()]
-        keywords["calibration"] = Calibration(pipeline, named, options.steps, options.seed)
+        keywords["calibration"] = Calibration(pipeline, prompts, options.steps, options.seed)
     print(prune(pipeline, options.granularity, amount, **keywords))
     save_pruned(pipeline, options.out, options.storage)
     print(f"saved to {options.out}; load it with reference.load_pruned({str(options.out)!r})")
@@ -128,20 +129,26 @@ def run_prune(options: argparse.Namespace) -> None:
 
 def run_compare(options: argparse.Namespace) -> None:
     """Draw with both from the same noise, print the fidelity, write the pictures."""
+    _at_least_one(options, "batch", "steps")
     import numpy as np
     import torch
+    from diffusers import DiffusionPipeline
     from PIL import Image
 
     from reference.bench import image_metrics
     from reference.checkpoint import load_pruned
     from reference.loaders import load_pipeline
+    from reference.pictures import check_name, save
 
+    check_name(options.out)
     wanted = image_metrics.parse(options.metrics) if options.metrics else []
     prompts = options.prompt or ["red heart", "pig face", "sleeping face", "green apple"]
     if options.prompts:
-        prompts = [line.strip() for line in options.prompts.read_text().splitlines() if line.strip()]
+        prompts = _prompts(options.prompts)
     rows = []
     for pipeline in (load_pipeline(options.dense), load_pruned(options.pruned)):
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise ValueError(f"{options.pruned} holds only a model, which draws nothing; prune and save its pipeline")
         pipeline.set_progress_bar_config(disable=True)
         drawn = []
         for first in range(0, len(prompts), options.batch):
@@ -157,8 +164,7 @@ def run_compare(options: argparse.Namespace) -> None:
         pair = [torch.from_numpy((row * 255).round().astype(np.uint8)).permute(0, 3, 1, 2) for row in rows]
         print(*image_metrics.report(wanted, *pair, prompts), sep="\n")
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((sheet * 255).round().astype(np.uint8)).save(options.out)
+    save(Image.fromarray((sheet * 255).round().astype(np.uint8)), options.out)
     print(f"dense above, pruned below: {options.out}")
 
 
@@ -167,9 +173,7 @@ def run_recover(options: argparse.Namespace) -> None:
     from reference.recover_folder import recover_folder
     from reference.recovery import Recipe
 
-    for name in ("accumulate", "checkpoint_every", "size"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is a whole number from 1 on, not {value}")
+    _at_least_one(options, "accumulate", "checkpoint_every", "size")
     recipe = Recipe(options.steps, options.batch, options.learning_rate, options.loss, options.seed)
     out = options.out or options.folder.with_name(options.folder.name + "-recovered")
     record = recover_folder(
@@ -182,6 +186,7 @@ def run_recover(options: argparse.Namespace) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     """Train; a generator resumes from the last check point in --out."""
+    _at_least_one(options, "steps")
     if options.model == "openmoji-evaluator":
         from reference.embedded.evaluator import train_evaluator
 
@@ -192,6 +197,20 @@ def run_train(options: argparse.Namespace) -> None:
 
     train(options.model, options.out, options.steps, options.seed)
     print(f"saved to {options.out / 'pipeline'}")
+
+
+def _at_least_one(options: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is a whole number from 1 on, not {value}")
+
+
+def _prompts(file: Path) -> list[str]:
+    """One a line; empty lines do not count."""
+    found = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    if not found:
+        raise ValueError(f"{file} holds no prompts; write one a line")
+    return found
 
 
 def _rate(text: str) -> tuple[str, float]:

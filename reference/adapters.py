@@ -21,6 +21,7 @@ from torch import Tensor
 from reference.anatomy.groups import Slice, indices
 from reference.history import renamed
 from reference.manifest import MANIFEST, skeleton
+from reference.models import DENOISERS
 
 # layer, then this: peft, with or without an adapter's name; diffusers; attention processors of diffusers; kohya
 ENDS = {
@@ -28,7 +29,7 @@ ENDS = {
     0: re.compile(r"(.+?)((?:\.lora_B(?:\.\w+)?|\.lora\.up|_lora\.up|\.lora_up|\.up)\.(?:weight|bias))"),
     None: re.compile(r"(.+)(\.alpha)"),  # the rank stays, and with it the scale
 }
-PREFIXES = ("transformer", "transformer_2", "unet", "prior", "decoder", "diffusion_model", "base_model.model")
+PREFIXES = (*DENOISERS, "diffusion_model", "base_model.model")
 TEXT = ("text_encoder", "lora_te")
 
 

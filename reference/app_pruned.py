@@ -1,9 +1,7 @@
 """Draw with a pruned model: `python -m reference.app_pruned --pruning_amount 0.5 --prompt "..." --precision fp8`."""
 
 import argparse
-import os
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -41,13 +39,12 @@ def run(options: argparse.Namespace) -> None:
     """The work of `main`. Criteria that look at data are calibrated on the prompt."""
     if options.steps < 1:
         raise ValueError(f"--steps is a whole number from 1 on, not {options.steps}")
-    if options.output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"--output {options.output} is no png, jpg or webp file")
-
     import torch
 
+    from reference.pictures import check_name, save
     from reference.pruning import create_pruned_pipeline
 
+    check_name(options.output)
     pipeline = create_pruned_pipeline(
         options.model_path,
         options.pruning_amount,
@@ -63,11 +60,7 @@ def run(options: argparse.Namespace) -> None:
         pipeline.to("cuda")
     generator = torch.Generator().manual_seed(options.seed)
     image = pipeline(options.prompt, num_inference_steps=options.steps, generator=generator).images[0]
-
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.output.parent) as scratch:
-        image.save(Path(scratch) / options.output.name)
-        os.replace(Path(scratch) / options.output.name, options.output)
+    save(image, options.output)
     print(f"saved {options.output}")
 
 

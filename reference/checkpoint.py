@@ -24,7 +24,8 @@ from reference import low_rank_manifest
 from reference.anatomy.skipping import masked_blocks
 from reference.inspection import one_line, read_json
 from reference.manifest import MANIFEST, SPARSE, WEIGHTS, manifest_of, skeleton, weight_files, write_manifest
-from reference.quantised import packed_weight
+from reference.on_disk import stored_dtype
+from reference.quantised import cast, packed_weight
 from reference.request import parse_n_m
 from reference.sparse_storage import load_sparse, save_sparse
 
@@ -132,7 +133,7 @@ def _load_model(folder: Path, dtype: torch.dtype | None, device: str | torch.dev
     tensors |= {name: tensors[first] for name, first in again.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
     if dtype is not None:
-        model.to(dtype)
+        cast(model, dtype)
     return model.to(device).eval()
 
 
@@ -166,7 +167,8 @@ def _load_pipeline(folder: Path, dtype: torch.dtype | None, device: str | torch.
         raise ValueError(f"{folder / 'model_index.json'} names a component {foreign[0]!r}, which is no plain name")
     pruned = {name: _load_model(folder / name, dtype, device) for name in index if (folder / name / MANIFEST).exists()}
     kind = EmbeddedPipeline if index.get("_class_name") == "EmbeddedPipeline" else DiffusionPipeline
-    saved = dtype or next(iter(pruned.values())).dtype if pruned else dtype
+    # Told nothing, diffusers loads the others in fp32; told one dtype, it rounds a VAE that was saved in fp32.
+    saved = dtype or {name: stored_dtype(folder / name) or torch.float32 for name in index}
     return kind.from_pretrained(folder, dtype=saved, use_safetensors=True, **pruned).to(device)
 
 

@@ -40,7 +40,10 @@ def manifest_of(model: ModelMixin, storage: str) -> dict:
         dense = {n: p.shape for n, p in dense_model.named_parameters()}
         foreign = [n for n, _ in model.named_parameters() if n not in dense]
     if foreign:
-        raise ValueError(f"{type(model).__name__} cannot be rebuilt from its config, which knows no {foreign[0]}")
+        raise ValueError(
+            f"{type(model).__name__} cannot be rebuilt from its config, which knows no {foreign[0]}: unfuse "
+            "projections, unload adapters, and undo what else was added before saving"
+        )
     history = getattr(model, "_pruning_history", [])
     return {
         "format": FORMAT,

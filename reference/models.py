@@ -13,7 +13,12 @@ from reference.quantised import REMEDY, packed_weight
 from reference.request import STRUCTURED, Request, parse_n_m
 from reference.targets import weight_targets
 
-DENOISERS = ("transformer", "transformer_2", "unet", "prior", "decoder")  # names of pipeline components
+# Names of pipeline components.
+DENOISERS = ("transformer", "transformer_2", "unet", "prior", "decoder")
+DENOISERS += ("unconditional_transformer", "prior_prior", "super_res_first", "super_res_last")
+DENOISERS += ("image_unet", "text_unet", "diffusion_decoder")
+# Hooks of diffusers that change dtypes only; others offload or cache, and remember parameters and blocks.
+CASTS = ("layerwise_casting", "peft_autocast_disable")
 
 
 class Units(NamedTuple):
@@ -52,10 +57,15 @@ def denoisers_of(model: nn.Module | DiffusionPipeline) -> dict[str, nn.Module]:
     if not isinstance(model, DiffusionPipeline):
         return {"": model}
     found = {name: model.components.get(name) for name in DENOISERS}
-    found = {name: module for name, module in found.items() if isinstance(module, ModelMixin)}
+    found = {name: module for name, module in found.items() if isinstance(_inside(module), ModelMixin)}
     if not found:
         raise NotPrunable(f"{type(model).__name__} has no denoiser among {', '.join(DENOISERS)}")
     return found
+
+
+def _inside(module: nn.Module | None) -> nn.Module | None:
+    """What torch.compile wraps, or the module itself."""
+    return getattr(module, "_orig_mod", module)
 
 
 def _check(model: nn.Module) -> None:
@@ -63,10 +73,18 @@ def _check(model: nn.Module) -> None:
     if hasattr(model, "_orig_mod"):
         raise NotPrunable("the model is compiled; prune the module inside (model._orig_mod), then compile")
     for layer in model.modules():
+        if layer._compiled_call_impl is not None:
+            raise NotPrunable(f"{name} was compiled in place, as a whole or block by block; prune first, then compile")
         if hasattr(layer, "_hf_hook"):
             raise NotPrunable(f"{name} carries offload hooks; prune before enabling offload, or remove the hooks")
+        hooks = getattr(getattr(layer, "_diffusers_hook", None), "hooks", {})
+        if others := [hook for hook in hooks if hook not in CASTS]:
+            raise NotPrunable(f"{name} carries the hook {others[0]!r}; prune before enabling offload or caching")
         if hasattr(layer, "lora_A") or hasattr(layer, "base_layer"):
-            raise NotPrunable(f"{name} carries adapters; fuse or unload them first")
+            raise NotPrunable(
+                f"{name} carries adapters: pipeline.unload_lora_weights() drops them, pipeline.fuse_lora() before it "
+                "keeps what they do"
+            )
     for weight, parameter in model.named_parameters():
         if parameter.device.type == "meta":
             raise NotPrunable(f"{weight} is on the meta device: load the weights before pruning")

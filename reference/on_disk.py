@@ -1,15 +1,18 @@
 """A checkpoint on disk as diffusers writes it: its files and tensors, and a model without memory that explains them."""
 
+import math
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from diffusers import ModelMixin
 from torch import nn
 
 from reference.inspection import checked_on_meta, model_class, read_json
 from reference.manifest import MANIFEST, PLAIN, skeleton, source_of, weight_files
 from reference.models import DENOISERS
-from reference.streaming import Entry, read_header
+from reference.streaming import DTYPES, Entry, read_header
 
 INDEX = f"{PLAIN}.safetensors.index.json"
 
@@ -84,6 +87,20 @@ def denoiser_folders(source: Path) -> dict[str, Path]:
     if not found:
         raise ValueError(f"{source} has no denoiser among {', '.join(DENOISERS)}")
     return found
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """The dtype of 16 bits or more that most weights in a model's folder have; None if there are none.
+
+    Files of a variant, `model.fp16.safetensors`, do not count: nobody reads them without asking for the variant.
+    """
+    counts: Counter[torch.dtype] = Counter()
+    for file in folder.glob("*.safetensors"):
+        for entry in read_header(file)[1] if "." not in file.stem else []:
+            dtype = DTYPES[entry.dtype]
+            if dtype.is_floating_point and dtype.itemsize > 1:
+                counts[dtype] += math.prod(entry.shape)
+    return max(counts, key=counts.get, default=None)
 
 
 def _files(folder: Path) -> list[Path]:

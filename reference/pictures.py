@@ -4,10 +4,12 @@
     FOLDER/cat.png           and beside it, perhaps,
     FOLDER/cat.txt           its caption
 A picture without a caption has the empty prompt. Pictures are scaled until the shorter side fits, and cropped around
-their middle.
+their middle. Beside it how a drawn picture is written.
 """
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from torch import Tensor
 
 METADATA = "metadata.jsonl"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+WRITTEN = (".png", ".jpg", ".jpeg", ".webp")
 CAPTIONS = ("text", "caption", "prompt")  # keys under which a line of metadata may hold the caption
 
 
@@ -115,3 +118,17 @@ def _open(file: Path, whole: bool = True) -> Image.Image:
         return ImageOps.exif_transpose(picture) if whole else picture
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{file} cannot be read as a picture ({error}); repair it or leave it out") from None
+
+
+def check_name(file: Path) -> None:
+    """Raise ValueError for a file that no picture can be written to; to be asked before anything is drawn."""
+    if file.suffix.lower() not in WRITTEN or file.is_dir():
+        raise ValueError(f"{file} is no png, jpg or webp file, to which a picture could be written")
+
+
+def save(picture: Image.Image, file: Path) -> None:
+    """Write a picture beside its place and move it there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        picture.save(Path(scratch) / file.name)
+        os.replace(Path(scratch) / file.name, file)

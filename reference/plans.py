@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,10 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reference.depth import check_blocks
+from reference.inspection import one_line, read_json
 from reference.low_rank import magnitude_weights
 from reference.models import as_root, units
 
@@ -115,15 +118,32 @@ class Plan:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Plan":
-        """Read what `save` wrote. Raises ValueError if it is something else."""
-        folder = Path(folder)
-        facts = json.loads((folder / "plan.json").read_text())
+        """Read what `save` wrote. Raises ValueError, with the file, if it is something else or cut short."""
+        folder, file = Path(folder), Path(folder) / "plan.safetensors"
+        facts = read_json(folder / "plan.json")
         if facts.pop("format", None) != FORMAT:
             raise ValueError(f"{folder / 'plan.json'} is not a plan of format {FORMAT}")
-        tensors = load_file(folder / "plan.safetensors")
-        facts["keep"] = {name: tensors[f"keep.{name}"] for name in facts["shapes"]}
-        facts["weights"] = {name: tensors[f"weights.{name}"] for name in facts["weights"]}
-        return cls(**facts)
+        try:
+            tensors = load_file(file)
+            facts["keep"] = {name: tensors[f"keep.{name}"] for name in facts["shapes"]}
+            facts["weights"] = {name: tensors[f"weights.{name}"] for name in facts["weights"]}
+            plan = cls(**facts)
+            wrong = [name for name in plan.keep if not plan._is_sound(name)]
+        except (SafetensorError, OSError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} and plan.json are no whole plan ({one_line(error)}); copy both again") from error
+        if wrong:
+            raise ValueError(f"{file}: what stays of {wrong[0]} does not fit its shape {plan.shapes[wrong[0]]}")
+        return plan
+
+    def _is_sound(self, name: str) -> bool:
+        """Whether `keep` of a group is what its shape asks for: enough bits, or ascending numbers of its units."""
+        kept, shape = self.keep[name], self.shapes[name]
+        if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape) or kept.ndim != 1:
+            return False
+        if self.by_bits:
+            return kept.dtype == torch.uint8 and len(kept) == (math.prod(shape) + 7) // 8
+        in_range = len(kept) > 0 and kept[0] >= 0 and kept[-1] < math.prod(shape)
+        return kept.dtype == torch.int64 and bool(in_range and (kept.diff() > 0).all())
 
 
 def pack(mask: Tensor) -> Tensor:

@@ -70,6 +70,8 @@ def create_pruned_pipeline(
         NeedsCalibration: for criteria that look at data, without any.
     """
     check_method(method, pruning_amount, calibration is not None)
+    if isinstance(calibration, str):
+        raise ValueError(f"calibration is a list of prompts, not one string: [{calibration!r}]")
     resolved = resolve(precision)
 
     from reference.loaders import load_pipeline  # text encoders and tokenizers: imported once the request is sound

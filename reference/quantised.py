@@ -57,14 +57,23 @@ def dequantise(model: nn.Module, dtype: torch.dtype | None = None) -> str | None
 
                 setattr(module, name, nn.Parameter(dequantize_gguf_tensor(parameter)))
     model._internal_dict = type(model.config)({k: v for k, v in model.config.items() if k != "quantization_config"})
-    keep = model._keep_in_fp32_modules or ()
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not set(keep) & set(name.split(".")):
-            parameter.data = parameter.data.to(dtype)
+    cast(model, dtype)
     left = packed_weight(model)
     if left:
         raise NotPrunable(f"{left} after dequantising {method}: {REMEDY}")
     return f"{method} weights were dequantised to {dtype}: their memory and speed are not kept"
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """What is stored of a model to another dtype, in place, as `from_pretrained` does it.
+
+    Unlike `model.to(dtype)` it leaves in fp32 what the class wants in fp32 (time embeddings and norms of Wan), and
+    computed buffers, such as rotary frequencies, as they are.
+    """
+    keep = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if keep & set(name.split(".")) else dtype)
 
 
 def _is_code(tensor: Tensor) -> bool:

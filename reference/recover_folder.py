@@ -67,7 +67,7 @@ def recover_folder(
     denoiser = denoiser_of(pipeline)
     pictures = read_folder(data, *((size, size) if size else picture_size(pipeline)))
     saved, source = {p: p.dtype for p in denoiser.parameters()}, digest(denoiser)
-    teacher = denoiser_of(load_pipeline(dense)).eval() if dense is not None else None
+    teacher = denoiser_of(load_pipeline(dense, dtype=torch.float32)).eval() if dense is not None else None
     facts = {name: value for name, value in asdict(recipe).items() if name != "steps"}
     facts |= {"mixed_precision": mixed_precision, "pruned": source, "dense": digest(teacher) if teacher else None}
     facts |= {"data": _fingerprint(pictures, data)}

@@ -37,6 +37,11 @@ class Report:
     plan: Plan = field(repr=False)
 
     @property
+    def asked(self) -> float | Mapping[str, float] | None:
+        """The rate, or rates, that the plan was asked for; None for patterns, ranks and plans by hand."""
+        return self.plan.request.get("amount")
+
+    @property
     def unit_rate(self) -> float:
         """Share of the targeted units that is gone."""
         total = sum(layer.units for layer in self.layers)
@@ -52,6 +57,7 @@ class Report:
         facts = {name: value for name, value in vars(self).items() if name not in ("plan", "layers")}
         return facts | {
             "layers": [asdict(layer) for layer in self.layers],
+            "asked": dict(self.asked) if isinstance(self.asked, Mapping) else self.asked,
             "unit_rate": self.unit_rate,
             "model_rate": self.model_rate,
         }
@@ -59,9 +65,12 @@ class Report:
     def __str__(self) -> str:
         before, after = self.parameters_before, self.parameters_after
         units = sum(layer.units for layer in self.layers)
+        rounded = isinstance(self.asked, float) and abs(self.asked - self.unit_rate) >= 0.0005
         return (
-            f"{self.granularity} ({self.mode}): {self.unit_rate:.1%} of {units:,} units in "
-            f"{len(self.layers)} layers; parameters {before:,} -> {after:,} ({self.model_rate:.1%} of the whole model "
+            f"{self.granularity} ({self.mode}): {self.unit_rate:.1%} of {units:,} units in {len(self.layers)} layers"
+            + (f" ({self.asked:.1%} asked)" if rounded else "")
+            + (f", {len(self.approximate)} of them cut approximately" if self.approximate else "")
+            + f"; parameters {before:,} -> {after:,} ({self.model_rate:.1%} of the whole model "
             f"removed), of which {after - self.nonzero:,} are zero or masked; {len(self.skipped)} layers skipped"
             + "".join(f"; {layer}: {numbers}" for layer, numbers in self.larger.items())
         )

@@ -143,11 +143,12 @@ def gate_gradients(root: nn.Module, groups: Sequence[Group], source: Source) -> 
                 # The input carries the graph, so that frozen models are served as well.
                 x = x.detach().requires_grad_()
                 errors_b = squared_errors(call._replace(keywords=call.keywords | {first: x}), target)
-                found = torch.autograd.grad(errors_b.sum(), [A for _, _, A in seen], allow_unused=True)
+                watched = tuple(seen)  # under gradient checkpointing the backward pass runs the layers once more
+                found = torch.autograd.grad(errors_b.sum(), [A for _, _, A in watched], allow_unused=True)
             b = len(errors_b)
             samples += b
             gates: dict[str, Tensor] = {}
-            for (group, consumer, A), g in zip(seen, found, strict=True):
+            for (group, consumer, A), g in zip(watched, found, strict=True):
                 if g is not None:
                     parts = [
                         consumer.of(part, group.count).reshape(b, -1, group.count * consumer.width) for part in (A, g)

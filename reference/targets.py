@@ -44,6 +44,8 @@ def matching(targets: Sequence[Target], request: Request) -> tuple[list[Target],
     """Targets whose names match `only` and none of `skip`. A pattern that matches nothing raises ValueError."""
     only, skip = patterns(request.only), patterns(request.skip)
     names = [target.name for target in targets]
+    if request.only is not None and not only:
+        raise ValueError("only is empty, so there is nothing to prune; leave it out, or name layers")
     for keyword, given in (("only", only), ("skip", skip)):
         for pattern in given:
             if not any(fnmatchcase(name, pattern) for name in names):

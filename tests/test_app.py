@@ -148,6 +148,7 @@ def test_nonsense_is_refused_before_anything_is_loaded(monkeypatch):
         r"amount is a fraction in \[0, 1\), not 1.5": {"pruning_amount": 1.5},
         "unknown precision 'int4'; choose bf16, fp16": {"precision": "int4"},
         "fp8-compute needs a GPU": {"precision": "fp8-compute"},
+        r"a list of prompts, not one string: \['red heart'\]": {"method": "wanda", "calibration": "red heart"},
     }.items():
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
         with pytest.raises(ValueError, match=message):
@@ -264,7 +265,7 @@ def test_script_on_a_4_bit_file_says_what_is_lost(flux, capsys, tmp_path, monkey
         ("--precision fp4", "unknown precision 'fp4'"),
         ("--method lottery", "unknown method 'lottery'"),
         ("--steps 0", "--steps is a whole number from 1 on"),
-        ("--output picture.txt", "--output picture.txt is no png"),
+        ("--output picture.txt", "picture.txt is no png"),
         ("--model_path absent.safetensors", "there is no file absent.safetensors"),
         (f"--model_path {HUB_NAME}", "is not in the local cache and the hub cannot be reached"),
     ],

@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+import reference
 from reference.bench import device, measure, results
 from reference.bench.__main__ import PROTOCOLS, list_jobs, main
 from reference.embedded import load_embedded
@@ -241,6 +242,36 @@ def test_prune_and_compare_from_the_command_line(tmp_path):
     assert command(["prune", "openmoji-mmdit", *rate, "--out", out]) == 0
     assert command(["compare", "openmoji-mmdit", out, "--steps", "2", "--out", str(picture)]) == 0
     assert picture.stat().st_size > 1000
+
+
+def test_compare_and_prune_refuse_in_one_line_before_they_work(tmp_path, capsys):
+    """What took minutes to draw or to prune is not lost to a file name or a folder that was wrong from the start."""
+    from reference.__main__ import main as command
+
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("all of it")
+    model = tiny_mmdit()
+    reference.prune(model, "head", 0.5)
+    reference.save_pruned(model, tmp_path / "model")
+    compare, prune = ["compare", "openmoji-mmdit", f"{tmp_path}/nothing"], ["prune", "openmoji-mmdit"]
+    rate = ["--granularity", "neuron", "--amount", "0.3"]
+    for arguments, message in (
+        ([*compare, "--prompts", f"{tmp_path}/empty.txt"], "empty.txt holds no prompts; write one a line"),
+        ([*compare, "--batch", "0"], "--batch is a whole number from 1 on, not 0"),
+        ([*compare, "--steps", "0"], "--steps is a whole number from 1 on, not 0"),
+        ([*compare, "--out", f"{tmp_path}/x.gif2"], "x.gif2 is no png, jpg or webp file"),
+        (["compare", "openmoji-mmdit", f"{tmp_path}/model"], "model holds only a model, which draws nothing"),
+        ([*prune, *rate, "--out", f"{tmp_path}/mine"], "mine holds other files; name a new folder"),
+        ([*prune, *rate, "--criterion", "taylor", "--prompts", f"{tmp_path}/empty.txt", "--out", "x"], "no prompts;"),
+        (["train", "openmoji-mmdit", "--steps", "0", "--out", f"{tmp_path}/x"], "--steps is a whole number from 1"),
+    ):
+        assert command(arguments) == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(said) == 1
+        assert message in said[0]
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "all of it"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "mine", "model"]
 
 
 def test_a_result_names_no_folder_of_its_machine(monkeypatch):

@@ -205,6 +205,15 @@ def test_frozen_models_have_gradients_too(mmdit):
     assert not any(p.requires_grad for p in mmdit.parameters())
 
 
+def test_gradient_checkpointing_changes_no_plan(mmdit):
+    """The backward pass runs the blocks once more, in front of everybody who watches."""
+    plain = reference.plan(mmdit, "head", 0.5, "head-gradient", calibration=made_calls())
+    mmdit.enable_gradient_checkpointing()
+    again = reference.plan(mmdit, "head", 0.5, "head-gradient", calibration=made_calls())
+    assert plain.keep.keys() == again.keep.keys()
+    assert all(torch.equal(plain.keep[name], again.keep[name]) for name in plain.keep)
+
+
 # -- every criterion through plan -----------------------------------------------------------------------------------
 
 

@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel
+from diffusers import FluxPipeline, SD3Transformer2DModel
 
 import reference
 from tests.conftest import forward, tiny_mmdit
+from tests.svdquant_files import write_pipeline
+from tests.zoo import make
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -58,6 +60,39 @@ def test_dtype_on_request(tmp_path):
     assert reference.load_pruned(tmp_path / "m", dtype=torch.float16).dtype == torch.float16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_dtype_on_request_is_what_from_pretrained_makes_of_it(dtype, tmp_path):
+    """Wan keeps time embeddings, norms and tables in fp32 beside 16-bit weights; its rotary table is computed."""
+    model, _ = make("WanTransformer3DModel")
+    reference.prune(model, "weight", 0.5)
+    reference.save_pruned(model, tmp_path / "m")
+    loaded = reference.load_pruned(tmp_path / "m", dtype=dtype)
+    plain = type(model).from_pretrained(tmp_path / "m", torch_dtype=dtype, use_safetensors=True)
+    pairs = [*zip(loaded.named_parameters(), plain.named_parameters(), strict=True)]
+    assert [name for (name, p), (_, q) in pairs if p.dtype != q.dtype or not torch.equal(p, q)] == []
+    assert {p.dtype for p in loaded.parameters()} == {dtype, torch.float32}
+    buffers = zip(loaded.named_buffers(), model.named_buffers(), strict=True)
+    assert [name for (name, b), (_, before) in buffers if not torch.equal(b, before)] == []
+
+
+def test_every_component_comes_back_in_the_dtype_that_it_was_saved_in(tmp_path):
+    """A VAE in fp32 beside a denoiser in bf16 is common; it was rounded to bf16."""
+    pipeline = FluxPipeline.from_pretrained(write_pipeline(tmp_path / "base"))
+    dtypes = {"transformer": torch.bfloat16, "vae": torch.float32, "text_encoder": torch.float16}
+    for name, dtype in dtypes.items():
+        getattr(pipeline, name).to(dtype)
+    reference.prune(pipeline, "neuron", 0.5)
+    reference.save_pruned(pipeline, tmp_path / "m")
+    loaded = reference.load_pruned(tmp_path / "m")
+    assert {name: getattr(loaded, name).dtype for name in dtypes} == dtypes
+    for name in dtypes:
+        before, after = getattr(pipeline, name).state_dict(), getattr(loaded, name).state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    halved = reference.load_pruned(tmp_path / "m", dtype=torch.float16)
+    assert {getattr(halved, name).dtype for name in dtypes} == {torch.float16}
+
+
 def test_truncated_weights_end_in_one_line(tmp_path):
     for granularity, file in (("head", "pruned.safetensors"), ("weight", "diffusion_pytorch_model.safetensors")):
         model = tiny_mmdit()
@@ -95,6 +130,14 @@ def test_crafted_manifests_are_refused(tmp_path, change, message):
     file.write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=message):
         reference.load_pruned(tmp_path / "m")
+
+
+def test_what_the_config_does_not_know_is_refused_with_the_remedy(tmp_path):
+    model, _ = make("FluxTransformer2DModel:fused_qkv")
+    reference.prune(model, "neuron", 0.5)
+    with pytest.raises(ValueError, match=r"knows no transformer_blocks\.0\.attn\.to_qkv: unfuse projections"):
+        reference.save_pruned(model, tmp_path / "m")
+    assert not any(tmp_path.iterdir())
 
 
 def test_folders_of_others_are_not_overwritten(tmp_path):

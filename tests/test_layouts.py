@@ -4,12 +4,14 @@ from collections import defaultdict
 
 import pytest
 import torch
+from diffusers.models.attention_processor import CustomDiffusionAttnProcessor2_0, SD3IPAdapterJointAttnProcessor2_0
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 
 import reference
 from reference.anatomy import all_groups
 from reference.anatomy.groups import cut_units, mask_units
 from tests.conftest import deviation
-from tests.zoo import ZOO, make, output
+from tests.zoo import ZOO, make, output, redraw
 
 LAW = 1e-5
 QUICK = ("Flux2Transformer2DModel", "LuminaNextDiT2DModel", "MochiTransformer3DModel", "UNet1DModel", "UVit2DModel")
@@ -72,6 +74,65 @@ def test_heads_of_motif_go_where_the_cross_attention_reads_and_adds():
     reference.prune_heads(model, {f"{name}.attn": [0]})
     assert block.cross_attn.heads == heads  # its own heads are units of their own
     assert block.cross_attn.to_q.in_features == block.cross_attn.to_out[0].out_features == (heads - 1) * width
+
+
+def with_processors(case, processor, ends):
+    """A model of the zoo whose attentions with names that end so have another processor, all parameters drawn anew."""
+    model, inputs = make(case)
+    for name, module in model.named_modules():
+        if name.endswith(ends) and "single" not in name:
+            module.set_processor(processor(module))
+    redraw(model)
+    return model.eval(), inputs
+
+
+def test_heads_of_sd3_go_with_the_keys_and_values_of_its_ip_adapter():
+    """SD3's processor holds one Linear for each, that of U-Nets a list of them."""
+
+    def processor(attention):
+        width = attention.to_q.out_features
+        return SD3IPAdapterJointAttnProcessor2_0(width, 10, width // attention.heads, timesteps_emb_dim=width)
+
+    (masked, inputs), (cut, _) = (with_processors("SD3Transformer2DModel", processor, "attn") for _ in range(2))
+    width, heads = cut.transformer_blocks[0].attn.to_q.out_features, cut.transformer_blocks[0].attn.heads
+    image = {"ip_hidden_states": torch.randn(2, 5, 10), "temb": torch.randn(2, width)}
+    plan = reference.plan(cut, "head", 0.5)
+    reference.apply(cut, plan)
+    reference.apply(masked, plan, "mask")
+    with torch.no_grad():
+        pair = [output(model, inputs | {"joint_attention_kwargs": image}) for model in (cut, masked)]
+    assert deviation(*pair) <= LAW
+    processor = cut.transformer_blocks[0].attn.processor
+    assert processor.to_k_ip.weight.shape == (width // heads * (heads - heads // 2), 10)
+
+
+def test_heads_of_flux_stay_while_an_ip_adapter_adds_them_to_the_residual():
+    def processor(attention):
+        return FluxIPAdapterAttnProcessor(attention.to_q.out_features, 10, scale=[1.0])
+
+    model, _ = with_processors("FluxTransformer2DModel", processor, "attn")
+    report = reference.prune(model, "head", 0.5)
+    assert {layer.name.split(".")[0] for layer in report.layers} == {"single_transformer_blocks"}
+    assert "IP-Adapter adds the heads' outputs" in report.skipped["transformer_blocks.0.attn"]
+
+
+def test_processors_with_projections_that_no_rule_knows_keep_their_heads():
+    """Cutting these as if they were plain moved the output by half its size."""
+
+    def processor(attention):
+        width, text = attention.to_q.in_features, attention.to_k.in_features
+        return CustomDiffusionAttnProcessor2_0(hidden_size=width, cross_attention_dim=text)
+
+    (masked, inputs), (cut, _) = (with_processors("UNet2DConditionModel", processor, "attn2") for _ in range(2))
+    plan = reference.plan(cut, "head", 0.5)
+    assert not any(name.endswith("attn2") for name in plan.keep)
+    refused = {why for name, why in plan.skipped.items() if name.endswith("attn2")}
+    assert len(refused) == 1
+    assert "has a projection 'to_k_custom_diffusion' that no rule knows" in refused.pop()
+    reference.apply(cut, plan)
+    reference.apply(masked, plan, "mask")
+    with torch.no_grad():
+        assert deviation(output(cut, inputs), output(masked, inputs)) <= LAW
 
 
 def test_stacked_experts_lose_the_same_neurons():

@@ -62,6 +62,21 @@ def test_local_pipeline_folder(base, dense):
     refused("is a whole pipeline; base_model is for", base, base)
 
 
+def test_a_folder_keeps_the_dtype_that_it_is_stored_in(base, dense, tmp_path):
+    """Diffusers loads fp32 unless told: a bf16 folder came out of `prune` twice as large."""
+    pipeline = load_pipeline(base, dtype=torch.bfloat16)
+    pipeline.save_pretrained(tmp_path / "half")
+    assert same(load(tmp_path / "half" / "transformer"), dense, torch.bfloat16)
+    loaded = load_pipeline(tmp_path / "half")
+    assert {loaded.transformer.dtype, loaded.vae.dtype, loaded.text_encoder.dtype} == {torch.bfloat16}
+    assert main(["prune", str(tmp_path / "half"), "--granularity", "neuron", "--amount=.5", f"--out={tmp_path}/p"]) == 0
+    assert reference.load_pruned(tmp_path / "p").transformer.dtype == torch.bfloat16
+    around = load_pipeline(tmp_path / "half" / "transformer", base)
+    assert {around.transformer.dtype, around.vae.dtype} == {torch.bfloat16}
+    pipeline.vae.float().save_pretrained(tmp_path / "half" / "vae")  # components hand tensors on: one dtype, the wider
+    assert {getattr(load_pipeline(tmp_path / "half"), name).dtype for name in ("transformer", "vae")} == {torch.float32}
+
+
 def test_a_pipeline_class_of_ours_and_a_pruned_one_come_back_from_folders(tmp_path):
     pipeline = load_pipeline("openmoji-mmdit")
     pipeline.save_pretrained(tmp_path / "plain")

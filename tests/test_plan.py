@@ -1,10 +1,22 @@
 """Plans: what is asked is what happens, and what makes no sense is refused in one line."""
 
+import ast
+import copy
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import diffusers
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, FirstBlockCacheConfig, apply_first_block_cache
+from safetensors.torch import load_file, save_file
 
 import reference
-from tests.conftest import deviation, forward, tiny_mmdit
+from reference.anatomy import coverage
+from reference.models import DENOISERS
+from tests.conftest import deviation, forward, tiny_mmdit, tiny_unet
 from tests.zoo import make, output
 
 
@@ -100,6 +112,25 @@ def test_what_stays_dense_by_default_is_listed(mmdit):
     assert int((mmdit.proj_out.weight == 0).sum()) == 0
 
 
+@pytest.mark.parametrize(
+    ("case", "layers"),
+    [
+        ("WanTransformer3DModel:i2v", "condition_embedder.image_embedder.ff.net"),
+        ("GlmImageTransformer2DModel", "glyph_projector.net"),
+        ("Kandinsky3UNet", "add_time_condition.attention.to_out"),
+    ],
+)
+def test_embedders_stay_dense_though_their_layers_lie_in_lists(case, layers):
+    """A feed-forward keeps its layers in a list, an attention its output: these are no lists of blocks."""
+    model, _ = make(case)
+    plan = reference.plan(model, "weight", 0.5)
+    assert not [name for name in plan.keep if name.startswith(layers)]
+    found = [name for name, _ in model.named_modules() if name.startswith(layers) and name in plan.skipped]
+    assert found
+    assert {plan.skipped[name] for name in found} == {"outside the repeated blocks; `only` reaches it"}
+    assert any(name.rpartition(".")[0].endswith(("net", "to_out")) for name in plan.keep)  # inside blocks they go
+
+
 def test_only_and_skip(mmdit):
     plan = reference.plan(mmdit, "weight", 0.5, only=["*.attn.*", "proj_out"], skip="*.to_out.*")
     assert "proj_out" in plan.keep
@@ -145,6 +176,45 @@ def test_plan_survives_the_disk(mmdit, tmp_path):
         assert sorted(f.name for f in (tmp_path / granularity).iterdir()) == ["plan.json", "plan.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("granularity", "damage", "message"),
+    [
+        ("head", lambda t, f: f.update(shapes=[3]), "plan.safetensors and plan.json are no whole plan"),
+        ("head", lambda t, f: t.pop(next(iter(t))), r"are no whole plan \('keep.transformer_blocks.0.attn'"),
+        ("head", lambda t, f: f.pop("digest"), "are no whole plan .*digest"),
+        (
+            "head",
+            lambda t, f: t.update({n: k + 99 for n, k in t.items()}),
+            r"what stays of .*attn does not fit its shape",
+        ),
+        ("head", lambda t, f: t.update({n: k.flip(0) for n, k in t.items()}), "does not fit its shape"),
+        ("weight", lambda t, f: t.update({n: k[:-1] for n, k in t.items()}), "does not fit its shape"),
+    ],
+)
+def test_a_damaged_plan_is_refused_with_its_file(mmdit, granularity, damage, message, tmp_path):
+    reference.plan(mmdit, granularity, 0.5).save(tmp_path)
+    assert reference.Plan.load(tmp_path).keep
+    tensors, facts = load_file(tmp_path / "plan.safetensors"), json.loads((tmp_path / "plan.json").read_text())
+    damage(tensors, facts)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "plan.safetensors")
+    (tmp_path / "plan.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=message) as refused:
+        reference.Plan.load(tmp_path)
+    assert str(tmp_path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_plan_that_is_cut_short_is_refused_with_its_file(mmdit, tmp_path):
+    reference.plan(mmdit, "head", 0.5).save(tmp_path)
+    for name in ("plan.safetensors", "plan.json"):
+        file = tmp_path / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match=name):
+            reference.Plan.load(tmp_path)
+        file.write_bytes(whole)
+
+
 def test_a_plan_takes_an_eighth_of_a_byte_per_weight(mmdit):
     plan = reference.plan(mmdit, "weight", 0.3)
     weights = sum(plan.removed(n).numel() for n in plan.keep)
@@ -171,6 +241,7 @@ def test_apply_refuses_another_model(mmdit):
         ({"granularity": "4:2"}, "keeps everything"),
         ({"granularity": "2:4", "amount": 0.3}, r"2:4 removes exactly 0.5"),
         ({"granularity": "weight", "amount": 0.5, "only": "*.convolution.*"}, "only='.*' matches none of the"),
+        ({"granularity": "weight", "amount": 0.5, "only": []}, "only is empty, so there is nothing to prune"),
         ({"granularity": "head", "amount": 0.5, "skip": "blocks.*"}, "skip='blocks.*' matches none"),
         ({"granularity": "weight", "amount": {"atention": 0.5}}, "'atention', which matches no layer; components here"),
         ({"granularity": "head", "amount": {"attention": 1}}, r"not 1;"),
@@ -208,6 +279,73 @@ def test_models_that_cannot_be_pruned_say_why(mmdit):
         reference.plan(mmdit, "weight", 0.5)
 
 
+def test_compiled_offloaded_caching_and_adapted_models_are_refused_with_the_remedy():
+    """What compiles, offloads or caches remembers parameters and blocks that a cut replaces."""
+
+    def offload(model):
+        cpu = torch.device("cpu")
+        model.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+
+    for change, message in (
+        (lambda model: model.compile(), "SD3Transformer2DModel was compiled in place, .*; prune first, then compile"),
+        (lambda model: model.transformer_blocks[1].compile(), "was compiled in place, as a whole or block by block"),
+        (offload, "the hook 'group_offloading'; prune before enabling offload or caching"),
+        (lambda model: apply_first_block_cache(model, FirstBlockCacheConfig()), "the hook 'fbc_.*_block_hook'; prune"),
+    ):
+        model = tiny_mmdit()
+        change(model)
+        with pytest.raises(reference.NotPrunable, match=message):
+            reference.plan(model, "head", 0.5)
+    for attribute, value, message in (
+        ("_hf_hook", object(), "carries offload hooks; prune before enabling offload, or remove the hooks"),
+        ("base_layer", object(), r"carries adapters: pipeline.unload_lora_weights\(\) drops them, .*fuse_lora\(\)"),
+    ):
+        model = tiny_mmdit()
+        setattr(model.transformer_blocks[1].attn.to_q, attribute, value)
+        with pytest.raises(reference.NotPrunable, match=message):
+            reference.plan(model, "head", 0.5)
+    pipeline = DDPMPipeline(tiny_unet(), DDPMScheduler())
+    pipeline.unet = torch.compile(pipeline.unet)
+    with pytest.raises(reference.NotPrunable, match=r"is compiled; prune the module inside \(model._orig_mod\)"):
+        reference.plan(pipeline, "head", 0.5)
+    casting, _ = make("FluxTransformer2DModel")
+    casting.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    with casting.cache_context("cond"):  # as pipelines do: a registry of hooks without any
+        assert reference.prune(casting, "head", 0.5).unit_rate == 0.5
+
+
+def test_all_denoisers_of_all_pipelines_are_known_by_name():
+    """Read off the annotations of every pipeline of diffusers; ControlNets are pruned only if handed in."""
+    found = defaultdict(set)
+    for file in (Path(diffusers.__file__).parent / "pipelines").glob("**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Pipeline"):
+                arguments = [arg for f in node.body if getattr(f, "name", "") == "__init__" for arg in f.args.args]
+                for arg in (arg for arg in arguments if arg.annotation is not None):
+                    named = set(re.findall(r"\w+", ast.unparse(arg.annotation))) & set(coverage())
+                    if any("ControlNet" not in kind for kind in named):
+                        found[arg.arg].add(node.name)
+    assert len(found["transformer"]) > 50
+    assert {name: sorted(pipelines) for name, pipelines in found.items() if name not in DENOISERS} == {}
+    assert set(DENOISERS) <= set(found)
+
+
+def test_units_of_tied_tensors_are_refused_and_the_others_cut(mmdit):
+    """Two feed-forwards with one tensor: each would cut its own neurons out of it, the second time out of bounds."""
+    first, second = (mmdit.transformer_blocks[i].ff.net[0].proj for i in (0, 1))
+    second.weight = first.weight
+    masked = copy.deepcopy(mmdit)
+    plan = reference.plan(mmdit, "neuron", 0.5)
+    reason = "transformer_blocks.0.ff.net.0.proj.weight is tied to transformer_blocks.1.ff.net.0.proj.weight"
+    assert plan.skipped["transformer_blocks.0.ff"].startswith(reason)
+    assert "transformer_blocks.1.ff" in plan.skipped
+    assert len(plan.keep) == 3
+    reference.apply(mmdit, plan)
+    reference.apply(masked, plan, "mask")
+    assert deviation(forward(mmdit), forward(masked)) <= 1e-5
+    assert second.weight is first.weight
+
+
 def test_heads_by_position_and_errors(mmdit):
     with pytest.raises(ValueError, match="3 attention layers, numbered from 0; there is no layer 3"):
         reference.prune_heads(mmdit, {3: [0]})
@@ -221,14 +359,26 @@ def test_heads_by_position_and_errors(mmdit):
 
 
 def test_report_is_json_and_tells_both_rates(mmdit):
-    import json
-
     report = reference.prune(mmdit, "neuron", 0.5)
     facts = json.loads(json.dumps(report.to_dict()))
     assert facts["unit_rate"] == 0.5
     assert 0.05 < facts["model_rate"] < 0.3  # half the neurons are far less than half the model
     assert facts["parameters_after"] == sum(p.numel() for p in mmdit.parameters())
-    assert "50.0% of 480 units" in str(report)
+    assert "50.0% of 480 units in 5 layers; parameters" in str(report)
+
+
+def test_report_tells_the_asked_rate_beside_the_effective_one_and_how_many_cuts_are_approximate(mmdit):
+    """Tiles of 64: 96 neurons lose 32 or none, whatever is asked."""
+    report = reference.prune(mmdit, "neuron", 0.2, round_to=64)
+    assert (report.asked, report.unit_rate) == (0.2, pytest.approx(1 / 3))
+    assert "33.3% of 480 units in 5 layers (20.0% asked); parameters" in str(report)
+    assert report.to_dict()["asked"] == 0.2
+    by_component = {"attention": 0.25}
+    assert reference.prune(tiny_mmdit(), "head", by_component).to_dict()["asked"] == by_component
+    assert reference.prune(tiny_mmdit(), "2:4").to_dict()["asked"] is None
+    model, _ = make("LuminaNextDiT2DModel")
+    with pytest.warns(UserWarning, match="cutting 2 of 2 groups only approximates"):
+        assert "2 layers, 2 of them cut approximately; parameters" in str(reference.prune(model, "head", 0.5))
 
 
 @pytest.mark.parametrize("granularity", ["weight", "2:4", "head", "neuron"])

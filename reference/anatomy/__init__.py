@@ -8,8 +8,10 @@ masking; `python -m tests.coverage` writes it by trying. A class that is not in 
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +69,7 @@ def unit_groups(root: nn.Module, granularity: str) -> tuple[list[Group] | list[B
         verdict = coverage()[kind][granularity]
         if verdict["status"] in ("refused", "none"):
             raise NotPrunable(f"{kind}: {verdict['reason']}")
-    found = all_groups(root, granularity)
+    found = without_ties(root, all_groups(root, granularity))
     groups = [group for group in found if not group.refused]
     refused = {group.name: group.refused for group in found if group.refused}
     if not groups:
@@ -80,6 +82,23 @@ def all_groups(root: nn.Module, granularity: str) -> list[Group] | list[BlockLis
     """What the rules find, tested or not. A config belongs to a whole denoiser, so the rules of blocks ask that."""
     modules = denoisers(root) if granularity == "block" else dict(root.named_modules())
     return [g for name, module in modules.items() for rule in RULES[granularity] for g in rule(name, module)]
+
+
+def without_ties(root: nn.Module, groups: list[Group] | list[BlockList]) -> list[Group] | list[BlockList]:
+    """The groups; those are refused that span one tensor under two names, for each has other units to cut from it."""
+    names: dict[nn.Parameter, set[str]] = defaultdict(set)
+    for group in (group for group in groups if isinstance(group, Group)):
+        for s in group.slices:
+            names[root.get_parameter(s.parameter)].add(s.parameter)
+    tied = {name: sorted(same - {name})[0] for same in names.values() if len(same) > 1 for name in same}
+    if not tied:
+        return groups
+    found = []
+    for group in groups:
+        shared = next((s.parameter for s in group.slices if s.parameter in tied), None)
+        why = f"{shared} is tied to {tied[shared]}; give each a tensor of its own" if shared else group.refused
+        found.append(group._replace(refused=why))
+    return found
 
 
 def denoisers(root: nn.Module) -> dict[str, nn.Module]:
@@ -95,8 +114,13 @@ def weight_layers(root: nn.Module) -> Iterator[WeightLayer]:
             continue
         parts = name.split(".")
         ancestors = [modules[".".join(parts[:i])] for i in range(len(parts))]
-        repeated = any(isinstance(a, nn.ModuleList) for a in ancestors)
+        repeated = any(isinstance(a, nn.ModuleList) and not _is_layer(above) for above, a in pairwise(ancestors))
         yield WeightLayer(name, module, _component(ancestors, module), repeated)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """An attention or a feed-forward, whose `to_out` and `net` are lists of layers, not of blocks."""
+    return attention.is_attention(module) or feed_forward.is_feed_forward(module)
 
 
 def _component(ancestors: list[nn.Module], layer: nn.Module) -> str:

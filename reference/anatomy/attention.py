@@ -40,8 +40,13 @@ Q_NORMS = ("norm_q", "norm_added_q", "q_norm", "query_norm", "q_rms_norm", "q_rm
 K_NORMS = ("norm_k", "norm_added_k", "k_norm", "key_norm", "k_rms_norm", "k_rms_norm_t")
 # Processors of attentions that share their heads with other modules: `tied.py` has those.
 TIED = ("LuminaAttnProcessor2_0", "MochiAttnProcessor2_0")
+# What processors hold: keys and values of an IP-Adapter's image, which belong to the heads, and a norm, which does not.
+IP_ADAPTER = ("to_k_ip", "to_v_ip")
+IP_NORM = "norm_ip"
 # The type of the processor begins with this -> why the width is fixed.
 FIXED = {
+    "FluxIPAdapter": "its IP-Adapter adds the heads' outputs to the residual without a projection, so the heads are "
+    "fixed",
     "AttnAddedKVProcessor": "its processor reshapes the output to the width of the residual, so the heads are fixed",
     "RFD4Proteina": "its processor reshapes the output to the width of the tokens, so the number of heads is fixed",
 }
@@ -149,6 +154,9 @@ def refusal(name: str, module: nn.Module) -> str:
     for kind, why in FIXED.items():
         if _processor(module).startswith(kind):
             return why
+    for part, child in getattr(getattr(module, "processor", None), "_modules", {}).items():
+        if part not in (*IP_ADAPTER, IP_NORM) and any(isinstance(m, nn.Linear) for m in child.modules()):
+            return f"its processor, {_processor(module)}, has a projection {part!r} that no rule knows"
     if _processor(module).startswith(ROTARY_ACROSS_HEADS) and name.rpartition(".")[2] not in WITHOUT_ROTARY:
         return "the rotary table spans all heads, each at its own frequencies, and forward takes no part of it"
     if _processor(module).startswith("EasyAnimate") and not _has(module, "to_add_out"):
@@ -157,11 +165,13 @@ def refusal(name: str, module: nn.Module) -> str:
 
 
 def _of_processor(name: str, module: nn.Module, width: int) -> Iterator[Slice]:
-    """Projections that live in the processor: the image keys and values of an IP-Adapter."""
-    processor = getattr(module, "processor", None)
-    for part in ("to_k_ip", "to_v_ip"):
-        for i, linear in enumerate(getattr(processor, part, None) or []):
-            yield from linear_rows(f"{name}.processor.{part}.{i}", linear, width)
+    """Projections that live in the processor: the image keys and values of an IP-Adapter, of several in a list."""
+    for part in IP_ADAPTER:
+        found = getattr(getattr(module, "processor", None), part, None)
+        if found is not None:
+            for path, linear in found.named_modules(prefix=f"{name}.processor.{part}"):
+                if isinstance(linear, nn.Linear):
+                    yield from linear_rows(path, linear, width)
 
 
 def linear_rows(name: str, linear: nn.Linear, width: int, start: int = 0) -> Iterator[Slice]:

@@ -5,8 +5,7 @@
     log-decrease (the paper's choice)   a_tau = a_min + (a_max - a_min) ln(T - tau) / ln T,    a_min, a_max = 0.8, 1.2
 
 so that the first steps count most: their error runs through all the others. The weights go by step *index*: a sampler
-with other spacing weighs the same noise level otherwise. `noise_level_weights` goes by the level itself and equals
-log-decrease where the levels are evenly spaced; `reference.plan` takes the index.
+with other spacing weighs the same noise level otherwise.
 
 Packages: the layers, in module order, are cut into P = 4 contiguous lists. One calibration run serves all Hessians of a
 package; the next package sees the earlier ones pruned. P passes, 1 / P of the memory. Module order is the order in
@@ -42,16 +41,6 @@ def timestep_weights(T: int, strategy: str = "log-decrease", a_min: float = 0.8,
     rise = i / (T - 1) if strategy.startswith("linear") else torch.log1p(i) / math.log(T)
     a_T = a_min + (a_max - a_min) * rise
     return (a_T if strategy.endswith("increase") else a_T.flip(0)).float()
-
-
-def noise_level_weights(sigma_T: Tensor, a_min: float = 0.8, a_max: float = 1.2) -> Tensor:
-    """a (T,) from the noise levels of the steps, which may be unevenly spaced: log-decrease along sigma."""
-    T, sigma_T = len(sigma_T), sigma_T.double()
-    low, high = sigma_T.aminmax()
-    if low == high:
-        return torch.ones(T)
-    rise = torch.log1p((T - 1) * (sigma_T - low) / (high - low)) / math.log(T)
-    return (a_min + (a_max - a_min) * rise).float()
 
 
 def packages(items: Sequence[Item], count: int = 4) -> list[list[Item]]:

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from reference.loaders.single_file import one_line
 from reference.loaders.svdquant import is_svdquant, load_svdquant
 from reference.manifest import MANIFEST
 from reference.models import DENOISERS, denoisers_of
+from reference.on_disk import stored_dtype
 from reference.quantised import dequantise
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -44,7 +47,8 @@ def load_pipeline(
             FLUX.1.
         base_model: folder or hub id of the pipeline around a source that holds only the denoiser; guessed for files
             whose names or tensors tell.
-        dtype: of the loaded weights; left out, what the source has (quantised ones: bf16).
+        dtype: of the loaded weights; left out, what the source has (quantised ones: bf16). All components of a pipeline
+            get one dtype, since they hand tensors to each other: the one that holds the weights of all.
 
     Raises:
         ValueError: one line, with the remedy, for what cannot be loaded, is gated, or needs the network.
@@ -94,11 +98,11 @@ def _load_folder(folder: Path, base_model: Source | None, dtype: torch.dtype | N
     if (folder / MANIFEST).exists():
         model = load_pruned(folder, dtype)
     else:
-        dtype = dtype or (torch.bfloat16 if _quantised(folder / "config.json") else None)
+        dtype = dtype or (torch.bfloat16 if _quantised(folder / "config.json") else _widest([folder]))
         with one_line(folder):
             model = AutoModel.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
         _say(folder, dequantise(model, dtype))
-    return model if base_model is None else _around(model, base_model, dtype)
+    return model if base_model is None else _around(model, base_model, dtype or model.dtype)
 
 
 def _load_file(file: Path, base_model: Source | None, dtype: torch.dtype | None, alone: bool):
@@ -173,14 +177,20 @@ def _around(model: ModelMixin, base: Source, dtype: torch.dtype | None) -> Diffu
 def _pipeline(folder: Path, dtype: torch.dtype | None, **passed: ModelMixin) -> DiffusionPipeline:
     index = _index(folder)
     packed = [_quantised(folder / name / "config.json") for name in DENOISERS if name in index and name not in passed]
-    if any(packed) and dtype is None:
-        dtype = torch.bfloat16  # of all components: a pipeline hands tensors from one to the next
+    if dtype is None:
+        dtype = torch.bfloat16 if any(packed) else _widest([folder / name for name in index if name not in passed])
     kind = EmbeddedPipeline if index.get("_class_name") == "EmbeddedPipeline" else DiffusionPipeline
     with one_line(folder):
         pipeline = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **passed)
     for name, denoiser in denoisers_of(pipeline).items():
         _say(folder / name, dequantise(denoiser, dtype))
     return pipeline
+
+
+def _widest(folders: Iterable[Path]) -> torch.dtype | None:
+    """The dtype that holds what is stored in all of them without rounding; fp32 for bf16 beside fp16."""
+    found = {stored_dtype(folder) for folder in folders} - {None}
+    return reduce(torch.promote_types, found) if found else None
 
 
 def _quantised(config: Path) -> bool:
