@@ -67,8 +67,10 @@ def pages(rows: Sequence[Row]) -> tuple[dict[str, str], Files]:
             _basis(rows, "quality"),
             shown(curves, "Rate curves", COMMAND.format("quality")),
             "## The best criterion of each",
-            "By the prediction error. Where intervals overlap, the runs do not tell the criteria apart. More criteria "
-            "and units at one rate each: [criteria compared](criteria.md).",
+            "By the prediction error. Where intervals overlap, the runs do not tell the criteria apart. `obs` and "
+            "`obs-diff` also rewrite the weights that stay; the others only choose. More criteria and units at one "
+            "rate each: [criteria compared](criteria.md).",
+            _found(rows, "quality", quality_found.criteria),
             _models(rows, "quality", quality_parts.best),
             "## Pictures",
             _models(rows, "quality", lambda runs, model: quality_parts.grids(runs, model, grids)),

@@ -34,6 +34,26 @@ def cells(asked: dict) -> dict[str, int]:
     return dict(counts)
 
 
+def criteria(runs: list[dict]) -> str:
+    """In how many places, each a unit and a rate, a criterion has the lowest error or cannot be told from it."""
+    places: dict[tuple, list[dict]] = {}
+    for run in measured(runs):
+        places.setdefault((run["config"]["granularity"], run["config"]["amount"]), []).append(run)
+    places = {place: own for place, own in places.items() if len({_criterion(run) for run in own}) > 1}
+    asked, ahead = Counter(), Counter()
+    for own in places.values():
+        best = min(own, key=lambda run: _error(run)["value"])
+        asked.update({_criterion(run) for run in own})
+        ahead.update({_criterion(run) for run in own if not _beats(best, run)})
+    order = sorted(asked, key=lambda name: (-ahead[name] / asked[name], -asked[name], name))
+    counted = ", ".join(f"`{name}` in {ahead[name]} of {asked[name]}" for name in order)
+    return f"Lowest, or not told from the lowest, over {len(places)} units and rates: {counted}." if places else ""
+
+
+def _criterion(run: dict) -> str:
+    return run["config"]["criterion"]
+
+
 def recovery(runs: list[dict]) -> str:
     """What training bought over none, which loss came out lowest, and whether rounds beat one shot."""
     groups: dict[tuple, list[dict]] = {}

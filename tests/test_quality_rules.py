@@ -151,6 +151,19 @@ def test_what_training_bought_is_counted():
     assert quality_found.recovery([DENSE, trained(0.8, None)]) == ""
 
 
+def test_places_of_criteria_count_the_lowest_and_what_overlaps_it():
+    def error(value, criterion, amount=0.5, **config):
+        quality = [("prediction_error", value, value - 0.05, value + 0.05, {})]
+        return run(quality=quality, granularity="head", criterion=criterion, amount=amount, **config)
+
+    made = [error(0.2, "obs"), error(0.28, "taylor"), error(0.9, "random"), error(0.8, "random", scope="global")]
+    made += [error(0.3, "taylor", 0.3), error(0.6, "obs", 0.3), error(0.1, "random", 0.7)]  # alone there: no contest
+    text = quality_found.criteria([DENSE, *made])
+    assert text.startswith("Lowest, or not told from the lowest, over 2 units and rates: ")
+    assert text.endswith("`taylor` in 2 of 2, `obs` in 1 of 2, `random` in 0 of 1.")
+    assert quality_found.criteria([DENSE]) == ""
+
+
 def test_verdicts_are_counted_beside_what_chance_would_give(monkeypatch):
     found = [
         (None, quality_rules.Composed(0, 0, 0, (1, 1, 1), (1, 1, 1), word))
