@@ -137,6 +137,8 @@ def test_runs_are_filtered_sorted_and_the_view_stands_in_the_address(tab):  # no
     assert page.locator("th[aria-sort=descending]").count() == 1
     page.get_by_role("button", name="Clear all").click()
     page.wait_for_function(f"document.querySelectorAll('.sheet tbody tr:not([hidden])').length === {len(ROWS)}")
+    assert lines(page) == [row.id for row in in_order]  # the order too
+    assert page.url.split("#")[1:] in ([], [""])
     page.locator("[name=q]").fill("2:4 OBS-DIFF")
     assert lines(page) == [row.id for row in in_order if row.unit == "2:4" and row.criterion == "obs-diff"]
 

@@ -70,7 +70,7 @@
   }
 
   const toAddress = (push) =>
-    address.set(Object.fromEntries([["q", form.q.value.trim()], ...selects.map((s) => [s.name, s.value])]), push);
+    address.set(Object.fromEntries([["q", form.q.value.trim()], ["sort", sort], ...selects.map((s) => [s.name, s.value])]), push);
   form.addEventListener("input", (event) => {
     filter();
     toAddress(event.target !== form.q);
@@ -78,6 +78,8 @@
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () =>
     setTimeout(() => {
+      sort = "";
+      order();
       filter();
       toAddress(true);
     }),
