@@ -271,6 +271,10 @@ def test_axe_finds_nothing(tab, path, scheme):
     """axe-core comes with the package axe-playwright-python; rules for WCAG 2.0 to 2.2, levels A and AA."""
     axe = pytest.importorskip("axe_playwright_python")
     page = tab(path + VIEWS.get(Path(path).stem, ""), color_scheme=scheme)
+    # Rows of a table are written by one template: of hundreds, those at both ends will do.
+    page.evaluate(
+        "for (const t of document.querySelectorAll('tbody')) [...t.rows].slice(40, -40).forEach((r) => r.remove())"
+    )
     page.add_script_tag(content=(Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
     # preload would read the style sheets again, which a page from disk may not
