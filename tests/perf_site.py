@@ -78,6 +78,8 @@ def answers(browser, page: Path, repeats: int) -> tuple[int, list[float], list[f
     count = int(re.search(r"of (\d+)", tab.locator(".catalogue output").inner_text())[1])
     times, wall = [], []
     for selector, value, before in STEPS:
+        if not tab.locator(selector).count():  # all synthetic papers are of one family: no filter for it
+            continue
         found = []
         for _ in range(repeats):
             start = thread_ms()
