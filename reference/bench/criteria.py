@@ -3,13 +3,9 @@
     err_p = sqrt( sum_t a_t ||v_pruned - v_dense||^2 / sum_t a_t ||v_dense||^2 )
 
 of each held-out picture p at the inputs that the dense model had on its own way, with a_t = 1, and once more with the
-step weights of OBS-Diff; and whether it leaves the same units whatever it was calibrated on:
-
-    agreement_g = mean over pairs of seeds i, j of |R_i and R_j| / |R_i or R_j|,   R_i the units of group g removed
-
-1 if every seed removes the same; units drawn at random agree by about r / (2 - r) at rate r. A run is one granularity,
-criterion, scope and number of calibration prompts over all seeds; with `--resume` those that have a result of the same
-protocol are left out.
+step weights of OBS-Diff; and whether the same units go whatever it was calibrated on (`measure.agreement`). A run is
+one granularity, criterion, scope and number of calibration prompts over all seeds; with `--resume` those that have a
+result of the same protocol are left out.
 """
 
 import copy

@@ -87,9 +87,9 @@ def write(run: dict, folder: Path) -> Path:
 
 
 def write_pictures(pictures: np.ndarray, folder: Path) -> dict:
-    """Pictures (p, 3, size, size) in [0, 1] side by side as PNG, named by its content; the artifact record.
+    """Pictures (p, 3, size, size) in [0, 1] side by side as PNG; the artifact record.
 
-    Runs that draw the same pictures share one file: half of the weight of results/ would be copies.
+    The file is named by its content, so that runs that draw the same pictures share it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     strip = np.concatenate(list((pictures * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)), axis=1)
