@@ -1,7 +1,9 @@
 """A checkpoint on disk as diffusers writes it: its files and tensors, and a model without memory that explains them."""
 
 import math
+import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,15 +94,33 @@ def denoiser_folders(source: Path) -> dict[str, Path]:
 def stored_dtype(folder: Path) -> torch.dtype | None:
     """The dtype of 16 bits or more that most weights in a model's folder have; None if there are none.
 
-    Files of a variant, `model.fp16.safetensors`, do not count: nobody reads them without asking for the variant.
+    Files of a variant, `model.fp16.safetensors`, count only where there are no others: see `only_variant`.
     """
     counts: Counter[torch.dtype] = Counter()
-    for file in folder.glob("*.safetensors"):
-        for entry in read_header(file)[1] if "." not in file.stem else []:
+    files = list(folder.glob("*.safetensors"))
+    for file in [file for file in files if "." not in file.stem] or files:
+        for entry in read_header(file)[1]:
             dtype = DTYPES[entry.dtype]
             if dtype.is_floating_point and dtype.itemsize > 1:
                 counts[dtype] += math.prod(entry.shape)
     return max(counts, key=counts.get, default=None)
+
+
+def only_variant(folders: Iterable[Path]) -> str | None:
+    """The variant, such as fp16, of which one of these models has files while it has no others; None if there is none.
+
+    diffusers reads such files only when it is told the variant. Raises ValueError if there are several.
+    """
+    found = {}
+    for folder in folders:
+        stems = [file.stem for file in folder.glob("*.safetensors")]
+        if all("." in stem for stem in stems):
+            found |= {re.sub(r"-\d+-of-\d+$", "", stem).rpartition(".")[2]: folder for stem in stems}
+    if len(found) > 1:
+        raise ValueError(
+            f"{list(found.values())[-1]}: there are several variants ({', '.join(sorted(found))}); keep one"
+        )
+    return next(iter(found), None)
 
 
 def _files(folder: Path) -> list[Path]:

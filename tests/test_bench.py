@@ -15,7 +15,8 @@ from PIL import Image
 
 import reference
 from reference.bench import device, measure, results
-from reference.bench.__main__ import PROTOCOLS, list_jobs, main
+from reference.bench.__main__ import PROTOCOLS, main
+from reference.bench.embedded import list_jobs
 from reference.embedded import load_embedded
 from tests.conftest import tiny_mmdit
 

@@ -77,6 +77,22 @@ def test_a_folder_keeps_the_dtype_that_it_is_stored_in(base, dense, tmp_path):
     assert {getattr(load_pipeline(tmp_path / "half"), name).dtype for name in ("transformer", "vae")} == {torch.float32}
 
 
+@pytest.mark.parametrize("shard", ["10GB", "40KB"])
+def test_a_folder_that_holds_a_variant_alone_is_read(base, dense, tmp_path, shard):
+    """Downloads of fp16 files alone were refused in the words of diffusers."""
+    folder = tmp_path / "fp16"
+    load_pipeline(base, dtype=torch.float16).save_pretrained(folder, variant="fp16", max_shard_size=shard)
+    assert not [file for file in folder.rglob("*.safetensors") if ".fp16" not in file.name]
+    pipeline = load_pipeline(folder)
+    assert same(pipeline.transformer, dense, torch.float16)
+    assert {pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.float16}
+    assert same(load(folder / "transformer"), dense, torch.float16)
+    if shard == "10GB":
+        file = folder / "transformer" / "diffusion_pytorch_model.fp16.safetensors"
+        shutil.copy(file, file.with_name("diffusion_pytorch_model.ema.safetensors"))
+        refused(r"transformer: there are several variants \(ema, fp16\); keep one", folder)
+
+
 def test_a_pipeline_class_of_ours_and_a_pruned_one_come_back_from_folders(tmp_path):
     pipeline = load_pipeline("openmoji-mmdit")
     pipeline.save_pretrained(tmp_path / "plain")

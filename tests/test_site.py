@@ -413,6 +413,13 @@ def test_chooser_shows_runs_that_none_beats(tab):
         return any(all(a >= b for a, b in zip(two, gains(one), strict=True)) and two != gains(one) for two in others)
 
     assert sorted(answered(page)) == sorted(run["id"] for run in here if not beaten(run))
+    tables = page.locator(".answer > .scroll table")
+    assert all(tables.nth(i).locator("tbody tr").count() <= 8 for i in range(tables.count()))
+    for extreme in ("closest to the dense pictures", "fastest", "smallest file"):  # is never folded
+        assert page.locator(".answer > .scroll td", has_text=extreme).count()
+        assert not page.locator(".answer details td", has_text=extreme).count()
+    between = page.locator(".answer details")
+    assert between.first.locator("summary").inner_text().startswith(f"{between.first.locator('tbody tr').count()} more")
     commands = page.locator(".answer pre").first.inner_text()
     assert "reference.bench --suite embedded --method" in commands
     assert "reference prune SOURCE --granularity" in commands
@@ -432,7 +439,7 @@ def test_commands_of_the_chooser_name_entries_that_their_suite_has(tab, capsys):
         for budget in ("0", "60", "Infinity"):
             page.locator("[name=floor]").select_option(floor)
             page.locator("[name=budget]").select_option(budget)
-            shown |= set(re.findall(r"reference\.bench (.*)", page.locator(".answer").inner_text()))
+            shown |= set(re.findall(r"reference\.bench (.*)", page.locator(".answer").text_content()))
     page.evaluate("window.measured.runs.forEach((run) => { run.psnr = [1, 0, 2]; })")  # none meets a limit now
     page.locator("[name=budget]").select_option("0")
     page.locator("[name=floor]").select_option("12")

@@ -26,7 +26,7 @@ from reference.loaders.single_file import one_line
 from reference.loaders.svdquant import is_svdquant, load_svdquant
 from reference.manifest import MANIFEST
 from reference.models import DENOISERS, denoisers_of
-from reference.on_disk import stored_dtype
+from reference.on_disk import only_variant, stored_dtype
 from reference.quantised import dequantise
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -100,7 +100,8 @@ def _load_folder(folder: Path, base_model: Source | None, dtype: torch.dtype | N
     else:
         dtype = dtype or (torch.bfloat16 if _quantised(folder / "config.json") else _widest([folder]))
         with one_line(folder):
-            model = AutoModel.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
+            variant = only_variant([folder])
+            model = AutoModel.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, variant=variant)
         _say(folder, dequantise(model, dtype))
     return model if base_model is None else _around(model, base_model, dtype or model.dtype)
 
@@ -177,11 +178,13 @@ def _around(model: ModelMixin, base: Source, dtype: torch.dtype | None) -> Diffu
 def _pipeline(folder: Path, dtype: torch.dtype | None, **passed: ModelMixin) -> DiffusionPipeline:
     index = _index(folder)
     packed = [_quantised(folder / name / "config.json") for name in DENOISERS if name in index and name not in passed]
+    folders = [folder / name for name in index if name not in passed]
     if dtype is None:
-        dtype = torch.bfloat16 if any(packed) else _widest([folder / name for name in index if name not in passed])
+        dtype = torch.bfloat16 if any(packed) else _widest(folders)
     kind = EmbeddedPipeline if index.get("_class_name") == "EmbeddedPipeline" else DiffusionPipeline
     with one_line(folder):
-        pipeline = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **passed)
+        variant = only_variant(folders)
+        pipeline = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, variant=variant, **passed)
     for name, denoiser in denoisers_of(pipeline).items():
         _say(folder / name, dequantise(denoiser, dtype))
     return pipeline

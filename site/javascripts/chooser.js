@@ -6,6 +6,7 @@
   if (!form || !window.measured) return;
   const { models, runs, timed, claims, subjects } = window.measured;
   const out = document.querySelector(".chooser .answer");
+  const SHOWN = 6; // rows before the others are folded
   const measured = [...new Set(runs.map((run) => run.model))];
   const devices = [...new Set(runs.map((run) => run.device))];
 
@@ -49,13 +50,19 @@
   };
   const enough = (run, floor) => run.psnr[0] >= (floor === "noise" ? run.noise : Number(floor));
 
+  /** What a run is best at among those of the front. */
+  function bests(run, front) {
+    const best = (i) => gains(run)[i] === Math.max(...front.map((one) => gains(one)[i]));
+    const found = [];
+    if (best(0)) found.push("closest to the dense pictures");
+    if (best(1) && run.speed?.[1] > 1) found.push("fastest");
+    if (best(2) && run.file > 0) found.push("smallest file");
+    return found;
+  }
+
   /** Why a run is in the answer. */
   function reason(run, front) {
-    const best = (i) => gains(run)[i] === Math.max(...front.map((one) => gains(one)[i]));
-    const reasons = [];
-    if (best(0)) reasons.push("closest to the dense pictures");
-    if (best(1) && run.speed?.[1] > 1) reasons.push("fastest");
-    if (best(2) && run.file > 0) reasons.push("smallest file");
+    const reasons = bests(run, front);
     if (!reasons.length) reasons.push("nothing here is closer, faster and smaller at once");
     if (run.speed && run.speed[1] <= 1) reasons.push("its interval of speed holds 1.00: no gain shown");
     else if (run.phantom) reasons.push("phantom: less than half of the nominal gain arrives");
@@ -72,14 +79,15 @@
     return `${training}; earned back after ${Math.ceil(run.seconds / run.saved).toLocaleString("en")} pictures`;
   }
 
-  function table(front) {
+  /** A table of some runs of the front. */
+  function table(those, front) {
     const node = element("table", "", { className: "data stack" });
-    const pictures = front.find((run) => run.pictures)?.pictures;
+    const pictures = those.find((run) => run.pictures)?.pictures;
     const heads = ["Remove", "Scored by", "Speed-up" + (pictures ? `, ${pictures} pictures` : ""), "PSNR, dB", "Parameters gone", "File", "Recovery", "Why it is here", "Run"];
     const row = node.createTHead().insertRow();
     for (const head of heads) row.append(element("th", head, { scope: "col" }));
     const body = node.createTBody();
-    for (const run of front) {
+    for (const run of those) {
       const line = body.insertRow();
       const size = run.file > 0 ? `-${percent(run.file)}` : "same";
       const speed = run.speed ? spread(run.speed, 2, "x") : "not timed";
@@ -97,17 +105,32 @@
     return wrap;
   }
 
+  /** Up to SHOWN runs, each that is best at something among them, and the others; both in the order of the front. */
+  function extremesFirst(front) {
+    if (front.length <= SHOWN + 2) return [front, []];
+    const first = new Set(front.filter((run) => bests(run, front).length));
+    for (const run of front) if (first.size < SHOWN) first.add(run);
+    return [front.filter((run) => first.has(run)), front.filter((run) => !first.has(run))];
+  }
+
+  /** Some runs of the front as a table, and the commands that measure them again or do the same. */
+  function rows(those, front, where) {
+    where.append(table(those, front), element("p", "Measure them again, or do the same to a model of your own:"));
+    const entries = [...new Set(those.map((run) => run.entry))].map((entry) => ` --method ${entry}`).join("");
+    command([`${python} reference.bench ${suite(those[0])}${entries}`, ...new Set(those.map(cut))].join("\n"), where);
+  }
+
   const paragraph = (text, properties) => out.append(element("p", text, properties));
   const link = (text, href) => {
     const node = document.createElement("p");
     node.append(element("a", text, { href }));
     out.append(node);
   };
-  const command = (text) => {
+  const command = (text, where = out) => {
     const pre = document.createElement("pre");
     pre.tabIndex = 0;
     pre.append(element("code", text));
-    out.append(pre);
+    where.append(pre);
   };
   const python = ".venv/bin/python -m";
 
@@ -142,10 +165,14 @@
       const [all, those] = [here, fit].map((list) => list.filter((run) => run.protocol === protocol));
       const front = those.filter((run) => !those.some((one) => beats(one, run))).sort((a, b) => b.psnr[0] - a.psnr[0]);
       paragraph(`${front.length} of ${all.length} measured runs (protocol ${protocol}, ${front[0].prompts} prompts): those that meet both limits and that no other beats in fidelity, speed and file at once. Intervals are 95 %.`);
-      out.append(table(front));
-      paragraph("Measure them again, or do the same to a model of your own:");
-      const entries = [...new Set(front.map((run) => run.entry))].map((entry) => ` --method ${entry}`).join("");
-      command([`${python} reference.bench ${suite(front[0])}${entries}`, ...new Set(front.map(cut))].join("\n"));
+      const [first, rest] = extremesFirst(front);
+      rows(first, front, out);
+      if (rest.length) {
+        const more = document.createElement("details");
+        more.append(element("summary", `${rest.length} more runs that lie between these`));
+        rows(rest, front, more);
+        out.append(more);
+      }
     }
     paragraph(subjects);
   }
