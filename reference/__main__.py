@@ -77,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--steps", type=int, default=5000)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--out", type=Path, required=True, help="folder for the check point and the pipeline")
+    train.add_argument("--device", default="cpu", help="cpu or cuda; the evaluator is trained on the CPU")
 
     options = parser.parse_args(arguments)
     run = {"prune": run_prune, "compare": run_compare, "recover": run_recover, "train": run_train}[options.command]
@@ -195,7 +196,7 @@ def run_train(options: argparse.Namespace) -> None:
         return
     from reference.embedded.train import train
 
-    train(options.model, options.out, options.steps, options.seed)
+    train(options.model, options.out, options.steps, options.seed, options.device)
     print(f"saved to {options.out / 'pipeline'}")
 
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import diffusers
+import torch
 import transformers
 import yaml
 
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="leave out what has a result already; not for embedded")
     parser.add_argument("--budget-s", type=float, help="start no run after so many seconds; not for embedded, engine")
     parser.add_argument("--out", type=Path, help="folder of the result files (results/; a dry run's: a temporary one)")
-    parser.add_argument("--device", default="cuda", help=f"{', '.join(gpu.SUITES)}: cuda, or cpu for a dry run")
+    parser.add_argument("--device", help=f"cpu or cuda; left out, {', '.join(gpu.SUITES)} take cuda, the others cpu")
     parser.add_argument("--dry-run", action="store_true", help="GPU suites: shrunk architectures, nothing to publish")
     parser.add_argument("--seed", type=int, default=0, help="embedded: of recovery; quality: of all noise")
     parser.add_argument(
@@ -38,12 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="list the runs and end")
     options = parser.parse_args(arguments)
 
-    if wrong := _launcher_refused(options):
+    if wrong := _launcher_refused(options) or _device_refused(options):
         print(f"error: {wrong}", file=sys.stderr)
         return 2
     if options.suite in gpu.SUITES:
         return gpu.main(options, print_table)
-    options.out = options.out or ROOT / "results"
+    options.out, options.device = options.out or ROOT / "results", options.device or "cpu"
     for library in (diffusers, transformers):  # one bar is enough
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
@@ -83,22 +84,23 @@ def run_file(file: Path, options: argparse.Namespace) -> int:
             print(*job)
         return 0
 
-    folder = options.out / options.suite / device_folder()
+    folder = options.out / options.suite / device_folder(options.device)
+    common, where = (file, jobs, folder), (options.seed, options.device)
     started = time.monotonic()
     if options.launcher == "ray":
         try:
-            runs = run_on_ray(options.suite, file, jobs, folder, options.resume, options.address, options.seed)
+            runs = run_on_ray(options.suite, *common, options.resume, options.address, *where)
         except (ValueError, ConnectionError) as error:
             print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
             return 2
     elif options.suite == "quality":
-        runs = quality.run_quality(file, jobs, folder, options.resume, options.budget_s, options.seed)
+        runs = quality.run_quality(*common, options.resume, options.budget_s, *where)
         if options.budget_s is not None:  # what is left of it is for the next file
             options.budget_s -= time.monotonic() - started
     elif options.suite == "engine":
-        runs = criteria.run_criteria(file, jobs, folder, options.resume)
+        runs = criteria.run_criteria(*common, options.resume)
     else:
-        runs = embedded.run_embedded(file, jobs, folder, options.seed)
+        runs = embedded.run_embedded(*common, *where)
     table = {"quality": quality_table, "engine": criteria_table, "embedded": results}[options.suite]
     print_table([list(table.COLUMNS), *table.rows(runs)])
     print(f"\n{len(runs)} runs in {time.monotonic() - started:.0f} s; result files and pictures: {folder}")
@@ -114,6 +116,16 @@ def _launcher_refused(options: argparse.Namespace) -> str | None:
     if options.suite not in ("engine", "quality"):
         return f"--launcher ray runs the suites engine and quality, not {options.suite!r}"
     return "--budget-s goes with --launcher local" if options.budget_s is not None else None
+
+
+def _device_refused(options: argparse.Namespace) -> str | None:
+    """Why a CPU suite cannot run on the device; None if it can. Those of a GPU know a dry run, and look themselves."""
+    if options.suite in gpu.SUITES or options.device in (None, "cpu"):
+        return None
+    if options.suite == "engine":
+        return f"engine runs on the CPU, not on {options.device!r}"
+    has_cuda = torch.cuda.is_available() or options.address  # a cluster has devices of its own
+    return None if options.device == "cuda" and has_cuda else f"torch finds no device {options.device!r} here"
 
 
 def print_table(table: list[list[str]]) -> None:

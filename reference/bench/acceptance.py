@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from reference.bench import metrics
-from reference.embedded import load_embedded
+from reference.embedded import load_embedded, on_device
 from reference.embedded.evaluator import SPLIT, load_evaluator, ranks
 from reference.embedded.openmoji import catalogue, is_held_out
 from reference.embedded.pipeline import EmbeddedPipeline
@@ -49,7 +49,7 @@ def draw(pipeline: EmbeddedPipeline, names: list[str], seeds: list[int], steps: 
         for i in range(0, len(names), BATCH):
             some = slice(i, i + BATCH)
             drawn = pipeline(names[some], steps, generator=generators[some], output_type="pt")
-            pictures.append(drawn.images)
+            pictures.append(drawn.images.cpu())
     return torch.cat(pictures).unflatten(0, (len(seeds), -1))
 
 
@@ -88,10 +88,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m reference.bench.acceptance", description=__doc__.split("\n")[0])
     parser.add_argument("model", help="openmoji-mmdit, openmoji-unet, or a folder of such a pipeline")
     parser.add_argument("--out", type=Path, required=True, help="folder for acceptance.json and acceptance.png")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args(arguments)
     try:
         folder = Path(options.model)
         pipeline = EmbeddedPipeline.from_pretrained(folder) if folder.is_dir() else load_embedded(options.model)
+        pipeline = on_device(pipeline, options.device)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

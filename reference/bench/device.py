@@ -49,6 +49,13 @@ def gpu() -> dict:
     }
 
 
+def keep_fp32() -> None:
+    """Let fp32 be fp32 on a GPU, whose matrix units would round it to 19 bits: in cuDNN's convolutions by default."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
 def cpu_name() -> str:
     """The processor's own name."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 import reference
 from reference.bench import measure, results
-from reference.embedded import EMBEDDED, load_embedded
+from reference.bench.device import keep_fp32
+from reference.embedded import EMBEDDED, load_embedded, on_device
 from reference.embedded.models import SIZE
 from reference.embedded.openmoji import drawings
 from reference.embedded.pipeline import EmbeddedPipeline
@@ -45,13 +46,13 @@ class Session(NamedTuple):
     trajectory: measure.Trajectory
 
 
-def run_embedded(file: Path, jobs: list, folder: Path, seed: int) -> list[dict]:
+def run_embedded(file: Path, jobs: list, folder: Path, seed: int, device: str = "cpu") -> list[dict]:
     """The dense baseline, then every job; a result file each, also for those that fail."""
     protocol, sha256 = yaml.safe_load(file.read_text()), hashlib.sha256(file.read_bytes()).hexdigest()
     recovery = protocol["recovery"]
     training = sum(recovery["steps_per_round"] * k.get("rounds", 1) for _, k, recovers in jobs if recovers)
     bar = tqdm(total=1 + 3 * (1 + len(jobs)) + training, desc="dense trajectory", dynamic_ncols=True)
-    session = open_session(protocol)
+    session = open_session(protocol, device)
     names, x = drawings(SIZE) if training else ([], None)
     bar.update()
 
@@ -59,9 +60,8 @@ def run_embedded(file: Path, jobs: list, folder: Path, seed: int) -> list[dict]:
     for entry, keywords, recovers in [("dense", {}, False), *jobs]:
         bar.set_description(f"{entry} {keywords['amount']:.0%}" if keywords else entry)
         start = time.monotonic()
-        run = results.frame(
-            protocol, sha256, EMBEDDED[protocol["model"]], entry, keywords, runs[0]["run_id"] if runs else None
-        )
+        baseline, weights = runs[0]["run_id"] if runs else None, EMBEDDED[protocol["model"]]
+        run = results.frame(protocol, sha256, weights, entry, keywords, baseline, device)
         run["config"] |= {"recovery": recovery if recovers else {"kind": "none"}, "seed": seed}
         try:
             pruned = copy.deepcopy(session.dense)
@@ -85,9 +85,10 @@ def run_embedded(file: Path, jobs: list, folder: Path, seed: int) -> list[dict]:
     return runs
 
 
-def open_session(protocol: dict) -> Session:
+def open_session(protocol: dict, device: str = "cpu") -> Session:
     """Load the dense model and record its trajectory."""
-    dense = load_embedded(protocol["model"], getattr(torch, protocol["dtype"]))
+    keep_fp32()
+    dense = on_device(load_embedded(protocol["model"], getattr(torch, protocol["dtype"])), device)
     seeds, prompts = protocol["noise_seeds"], protocol["prompts"]
     noise = measure.noise(dense, len(prompts), seeds)
     inputs = {pictures: measure.guided_inputs(dense, pictures) for pictures in protocol["latency"]["repeats"]}

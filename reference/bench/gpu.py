@@ -14,7 +14,7 @@ import yaml
 
 from reference.bench import claims, cost, kernels, latency, results
 from reference.bench.cells import Stage, chosen, open_protocol, run_cells
-from reference.bench.device import ROOT, device_folder
+from reference.bench.device import ROOT, device_folder, keep_fp32
 
 SUITES = {"latency": latency, "kernels": kernels, "claims": claims, "cost": cost}
 
@@ -24,6 +24,7 @@ def main(options: argparse.Namespace, print_table: Callable[[list[list[str]]], N
     suite = SUITES[options.suite]
     file = options.protocol or Path(__file__).parent / "protocols" / f"{options.suite}.yaml"
     try:
+        options.device = options.device or "cuda"
         out = _out(options)
         device = "cpu" if options.dry_run else options.device
         protocol = open_protocol(file, options.dry_run)
@@ -40,8 +41,7 @@ def main(options: argparse.Namespace, print_table: Callable[[list[list[str]]], N
         return 2
 
     diffusers.utils.logging.set_verbosity_error()
-    if device == "cuda":  # the matrix units' fp32 mode must not hide in a comparison
-        torch.backends.cuda.matmul.allow_tf32 = False
+    keep_fp32()
     folder = out / options.suite / device_folder(device)
     stage = Stage(protocol, folder, device, getattr(torch, protocol["dtype"]), options.dry_run)
     if options.suite == "kernels":

@@ -26,6 +26,7 @@ class Judge(NamedTuple):
     names: list[str]  # seen, then unseen
     gallery: list[str]
     drawings: tuple[list[str], Tensor]  # m names, (m, 3, size, size) in [-1, 1]: what the models were trained on
+    device: str = "cpu"  # of the models; pictures are judged on the CPU
 
     def of(self, model: str) -> "Judge":
         """The same with the model's own guidance in the sampler, unless the protocol names one for all."""
@@ -47,7 +48,7 @@ class Judge(NamedTuple):
         return found
 
 
-def open_judge(text: str, seed: int = 0) -> Judge:
+def open_judge(text: str, seed: int = 0, device: str = "cpu") -> Judge:
     """What a protocol file with this text asks for; another seed draws all noise and calibration data anew.
 
     `drawings` of a protocol: how many of them distances and recovery look at; left out, all.
@@ -60,7 +61,7 @@ def open_judge(text: str, seed: int = 0) -> Judge:
     names = acceptance.listed_names(protocol["seen"]) + acceptance.unseen_names()[: protocol["unseen"]]
     gallery = [name for _, name in catalogue()]
     drawn = drawings(SIZE, count=protocol.get("drawings"))
-    return Judge(protocol, file_hash(text), seed, load_evaluator(), names, gallery, drawn)
+    return Judge(protocol, file_hash(text), seed, load_evaluator(), names, gallery, drawn, device)
 
 
 def file_hash(text: str) -> str:

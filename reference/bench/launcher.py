@@ -38,6 +38,7 @@ def run_on_ray(
     resume: bool = False,
     address: str | None = None,
     seed: int = 0,
+    device: str = "cpu",
 ) -> list[dict]:
     """Run the cells of the suite `quality` or `engine` on the cluster at `address`, or on one started on this machine.
 
@@ -63,7 +64,7 @@ def run_on_ray(
             address=address, runtime_env=uploaded, include_dashboard=None if address else False, log_to_driver=False
         )
     threads = torch.get_num_threads()
-    gpus = 1 if str(protocol.get("device", "cpu")).startswith("cuda") else 0
+    gpus = int(device == "cuda")
     task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)(_run_remotely)
 
     def take(tasks: dict, bar: tqdm) -> Iterator[dict]:
@@ -86,7 +87,7 @@ def run_on_ray(
         models = dict.fromkeys(_model(suite, cell, protocol) for cell in todo)
         first = {m: _dense(suite, m, protocol) for m in models if _key(suite, _dense(suite, m, protocol)) not in dense}
         with tqdm(total=len(first) + len(todo), desc=f"{suite} on ray", unit="cell") as bar:
-            for run in take({task.remote(suite, text, c, None, threads, seed): c for c in first.values()}, bar):
+            for run in take({task.remote(suite, text, c, None, threads, seed, device): c for c in first.values()}, bar):
                 dense[_key(suite, run)] = run
                 runs.append(run)
             failed = [run["error"] for run in dense.values() if run["status"] != "ok"]
@@ -95,7 +96,8 @@ def run_on_ray(
             tasks = {}
             for cell in todo:
                 baseline = dense[_key(suite, _dense(suite, _model(suite, cell, protocol), protocol))]
-                tasks[task.remote(suite, text, cell, {"run_id": baseline["run_id"]}, threads, seed)] = cell
+                known = {"run_id": baseline["run_id"]}
+                tasks[task.remote(suite, text, cell, known, threads, seed, device)] = cell
             runs += take(tasks, bar)
     finally:
         if not already:
@@ -104,25 +106,25 @@ def run_on_ray(
 
 
 def _run_remotely(
-    suite: str, text: str, cell: Any, baseline: dict | None, threads: int, seed: int
+    suite: str, text: str, cell: Any, baseline: dict | None, threads: int, seed: int, device: str
 ) -> tuple[dict, Files]:
     """On a worker: one cell, or the dense model if there is no baseline; the result and its files by name."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if suite == "quality":
-            run = _run_quality(text, cell, baseline, folder, seed)
+            run = _run_quality((text, seed, device), cell, baseline, folder)
         else:
             run = _run_engine(text, cell, baseline, folder)
         files = {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".json"}
     return run, files
 
 
-def _run_quality(text: str, cell: quality_cells.Cell, baseline: dict | None, folder: Path, seed: int) -> dict:
-    opened = _judge(text, seed)
+def _run_quality(opens: tuple, cell: quality_cells.Cell, baseline: dict | None, folder: Path) -> dict:
+    """`opens`: the arguments that open the judge."""
     if baseline is None:
-        return quality.open_subject(opened, cell.model, None, folder)[1][0]
-    return quality.run_cell(opened, _subject(text, seed, cell.model, baseline["run_id"]), cell, folder)
+        return quality.open_subject(_judge(*opens), cell.model, None, folder)[1][0]
+    return quality.run_cell(_judge(*opens), _subject(opens, cell.model, baseline["run_id"]), cell, folder)
 
 
 def _run_engine(text: str, cell: criteria.Cell, baseline: dict | None, folder: Path) -> dict:
@@ -131,14 +133,14 @@ def _run_engine(text: str, cell: criteria.Cell, baseline: dict | None, folder: P
 
 
 @cache
-def _judge(text: str, seed: int) -> judge.Judge:
-    return judge.open_judge(text, seed)
+def _judge(text: str, seed: int, device: str) -> judge.Judge:
+    return judge.open_judge(text, seed, device)
 
 
 @cache
-def _subject(text: str, seed: int, model: str, run_id: str) -> quality.Subject:
+def _subject(opens: tuple, model: str, run_id: str) -> quality.Subject:
     with tempfile.TemporaryDirectory() as scratch:  # nothing is written: the dense result is there
-        return quality.open_subject(_judge(text, seed), model, {"run_id": run_id}, Path(scratch))[0]
+        return quality.open_subject(_judge(*opens), model, {"run_id": run_id}, Path(scratch))[0]
 
 
 @cache

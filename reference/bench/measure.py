@@ -29,7 +29,8 @@ def guided_inputs(pipeline: EmbeddedPipeline, pictures: int) -> dict[str, Tensor
         hidden, pooled = pipeline.encode_prompt([""] * pictures + ["red heart"] * pictures)
     config = pipeline.denoiser.config
     x = torch.randn(2 * pictures, config.in_channels, config.sample_size, config.sample_size, generator=g)
-    return pipeline.inputs(x, torch.full((2 * pictures,), 500.0), hidden, pooled)
+    times = torch.full((2 * pictures,), 500.0)
+    return pipeline.inputs(x.to(hidden.device), times.to(hidden.device), hidden, pooled)
 
 
 def noise(pipeline: EmbeddedPipeline, prompts: int, seeds: Sequence[int]) -> Tensor:
@@ -116,14 +117,15 @@ def prune_timed(pipeline: EmbeddedPipeline, keywords: dict, recover: Callable | 
 def latency(
     dense: nn.Module, pruned: nn.Module, inputs: dict[str, Tensor], warmup: int, repeats: int, threads: int
 ) -> dict:
-    """Milliseconds of one call, dense and pruned in turns so that a busy machine slows both alike.
+    """Milliseconds of one call where the models lie, in turns so that a busy machine slows both alike.
 
     The speed-up is the ratio of the medians; its interval is a bootstrap over the paired turns.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    device = next(dense.parameters()).device.type
     with torch.inference_mode():
-        times = timing.paired(lambda: dense(**inputs), lambda: pruned(**inputs), "cpu", warmup, repeats)
+        times = timing.paired(lambda: dense(**inputs), lambda: pruned(**inputs), device, warmup, repeats)
     torch.set_num_threads(before)
     return times | {"threads": threads}
 
@@ -131,9 +133,9 @@ def latency(
 class Trajectory(NamedTuple):
     """What the dense model saw and said on its way from noise to pictures; the yardstick of every pruned model."""
 
-    pictures: Tensor  # (s * p, 3, size, size) in [0, 1]: all prompts from the first seed, then from the next
+    pictures: Tensor  # (s * p, 3, size, size) in [0, 1] on the CPU: all prompts from the first seed, then the next
     seeds: int  # s
-    calls: list[tuple[dict, Tensor]]  # keywords of every call of the denoiser, and its output
+    calls: list[tuple[dict, Tensor]]  # keywords of every call of the denoiser, and its output, where the model lies
     guidance: float
 
 
@@ -151,8 +153,8 @@ def record(
 
 
 def draw(pipeline: EmbeddedPipeline, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
-    """Pictures (p, 3, size, size) in [0, 1]. Raises ValueError if one holds NaN, which no metric would survive."""
-    pictures = pipeline(prompts, steps, guidance, latents=noise, output_type="pt").images
+    """Pictures (p, 3, size, size) in [0, 1] on the CPU; ValueError if one holds NaN, which no metric would survive."""
+    pictures = pipeline(prompts, steps, guidance, latents=noise, output_type="pt").images.cpu()
     broken = len(pictures) - int(pictures.isfinite().flatten(1).all(1).sum())
     if broken:
         raise ValueError(f"{broken} of {len(pictures)} pictures hold values that are not finite")

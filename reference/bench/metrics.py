@@ -147,7 +147,7 @@ def paired(evaluator: Evaluator, pictures: Tensor, dense: Tensor, prompts: list[
 
 
 def prediction_errors(model: nn.Module, calls: list[tuple[dict, Tensor]], guidance: float) -> tuple[Tensor, Tensor]:
-    """Squared errors of the guided prediction and squared norms of the dense one, both (t, s * p).
+    """Squared errors of the guided prediction and squared norms of the dense one, both (t, s * p), on the CPU.
 
     `calls` are the dense model's own calls of its denoiser, so that the errors of one step do not carry to the next:
         err_t = sqrt( sum ||v_pruned - v_dense||^2 / sum ||v_dense||^2 )
@@ -158,7 +158,7 @@ def prediction_errors(model: nn.Module, calls: list[tuple[dict, Tensor]], guidan
             v_dense, v_pruned = guided(output, guidance), guided(model(**inputs)[0], guidance)
             wrong.append((v_pruned - v_dense).square().flatten(1).sum(1))
             total.append(v_dense.square().flatten(1).sum(1))
-    return torch.stack(wrong), torch.stack(total)
+    return torch.stack(wrong).cpu(), torch.stack(total).cpu()
 
 
 def guided(output: Tensor, guidance: float) -> Tensor:

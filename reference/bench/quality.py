@@ -16,9 +16,10 @@ from torch import Tensor
 import reference
 from reference.bench import acceptance, damage, measure, metrics, partners, results
 from reference.bench.cells import pending
+from reference.bench.device import keep_fp32
 from reference.bench.judge import Judge, open_judge
 from reference.bench.quality_cells import Cell, key
-from reference.embedded import EMBEDDED, load_embedded
+from reference.embedded import EMBEDDED, load_embedded, on_device
 from reference.embedded.pipeline import EmbeddedPipeline
 from reference.recovery import distill
 from reference.request import WITHOUT_DATA
@@ -41,10 +42,16 @@ class Subject(NamedTuple):
 
 
 def run_quality(
-    file: Path, cells: list[Cell], folder: Path, resume: bool = False, budget_s: float | None = None, seed: int = 0
+    file: Path,
+    cells: list[Cell],
+    folder: Path,
+    resume: bool = False,
+    budget_s: float | None = None,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> list[dict]:
     """Run the cells, a result file each; hand back the runs of this session and, if resumed, those before."""
-    judge = open_judge(file.read_text(), seed)
+    judge = open_judge(file.read_text(), seed, device)
     runs = finished(judge.sha256, seed, folder) if resume else []
     done = {key(run): run for run in runs if run["status"] != "failed"}
     subjects: dict[str, Subject] = {}
@@ -71,9 +78,10 @@ def finished(sha256: str, seed: int, folder: Path) -> list[dict]:
 def open_subject(judge: Judge, model: str, before: dict | None, folder: Path) -> tuple[Subject, list[dict]]:
     """Draw with the dense model from its noise and from other noise; write its result unless there is one."""
     start = time.monotonic()
+    keep_fp32()
     judge = judge.of(model)
     protocol = judge.protocol
-    dense = load_embedded(model, getattr(torch, protocol["dtype"]))
+    dense = on_device(load_embedded(model, getattr(torch, protocol["dtype"])), judge.device)
     seeds = protocol["noise_seeds"]
     prompts = judge.names * len(seeds)
     noise, other = (measure.noise(dense, len(judge.names), protocol[key]) for key in ("noise_seeds", "floor_seeds"))
@@ -174,7 +182,7 @@ def size(pipeline: EmbeddedPipeline, protocol: dict) -> dict[str, int]:
 
 def frame(judge: Judge, cell: Cell, baseline: str | None) -> dict:
     weights = EMBEDDED[cell.model]
-    run = results.frame(judge.protocol, judge.sha256, weights, cell.entry, cell.keywords, baseline)
+    run = results.frame(judge.protocol, judge.sha256, weights, cell.entry, cell.keywords, baseline, judge.device)
     run["config"] |= {"prompts": judge.names, "seed": judge.seed, "recovery": _recovery(judge.protocol, cell)}
     return run
 

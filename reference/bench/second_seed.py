@@ -18,7 +18,7 @@ from reference.bench.__main__ import PROTOCOLS, print_table
 from reference.bench.device import ROOT, device_folder
 from reference.bench.judge import Judge, open_judge
 from reference.bench.quality_cells import Cell
-from reference.embedded import EMBEDDED
+from reference.embedded import EMBEDDED, on_device
 from reference.embedded.pipeline import EmbeddedPipeline
 
 
@@ -62,16 +62,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a pipeline trained with another seed, or what train wrote around it")
     parser.add_argument("--model", choices=EMBEDDED, help="what it is compared with; left out, the one of its class")
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the result files")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args(arguments)
     inside = options.folder / "pipeline"
     options.folder = inside if inside.is_dir() else options.folder
     try:
         second = EmbeddedPipeline.from_pretrained(options.folder, dtype=torch.float32, use_safetensors=True)
+        second = on_device(second, options.device)
         second.set_progress_bar_config(disable=True)
         kind = "mmdit" if second.unet is None else "unet"
-        judge = open_judge((PROTOCOLS / "quality-second-seed.yaml").read_text())
+        judge = open_judge((PROTOCOLS / "quality-second-seed.yaml").read_text(), device=options.device)
         facts = {"second_weights": results.fingerprint(options.folder)}
-        folder = options.out / "quality" / device_folder()
+        folder = options.out / "quality" / device_folder(options.device)
         runs = compare(judge, options.model or f"openmoji-{kind}", second, folder, facts)
     except (OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)

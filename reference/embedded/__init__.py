@@ -17,3 +17,11 @@ def load_embedded(name: str, dtype: torch.dtype | None = None) -> EmbeddedPipeli
     pipeline = EmbeddedPipeline.from_pretrained(EMBEDDED[name], dtype=dtype or torch.float32, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def on_device(pipeline: EmbeddedPipeline, device: str) -> EmbeddedPipeline:
+    """The pipeline moved to `device`; ValueError where this machine or this torch has none."""
+    try:
+        return pipeline.to(device)
+    except (AssertionError, RuntimeError) as error:  # torch's two ways of saying so
+        raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error

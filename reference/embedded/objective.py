@@ -23,8 +23,9 @@ class Question(NamedTuple):
 
 
 def ask(scheduler: SchedulerMixin, x_bchw: Tensor, generator: torch.Generator) -> Question:
-    """Noise clean pictures at random times; `scheduler` says by which process."""
-    return pose(scheduler, x_bchw, *draw(scheduler, x_bchw.shape, generator))
+    """Noise clean pictures at random times; `scheduler` says by which process. The same on every device."""
+    e, time_b = draw(scheduler, x_bchw.shape, generator)
+    return pose(scheduler, x_bchw, e.to(x_bchw.device), time_b.to(x_bchw.device))
 
 
 def draw(scheduler: SchedulerMixin, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from torch.nn import Module
 from torch.nn.functional import mse_loss, pad
 from tqdm import tqdm
 
+from reference.embedded import on_device
 from reference.embedded.models import SIZE, build_mmdit, build_unet
 from reference.embedded.objective import ask
 from reference.embedded.openmoji import catalogue, drawings
@@ -30,13 +31,13 @@ BUILDERS = {"openmoji-mmdit": build_mmdit, "openmoji-unet": build_unet}
 BATCH, LEARNING_RATE, WARM_UP, COOL_DOWN, EMA, DROPPED_PROMPTS = 64, 6e-4, 200, 0.2, 0.999, 0.1
 SHIFT = 1  # pixels
 EVERY, TOLERANCE = 250, 1.1  # steps between records; the rule above
-CHECKPOINT = 25  # steps between check points
+CHECKPOINT = 30  # seconds between check points
 
 
 def loss_of(pipeline: EmbeddedPipeline, pictures: Tensor, prompts: list[str], generator: torch.Generator) -> Tensor:
     """The loss above, a scalar, for one batch of pictures (b, 3, 32, 32) in [-1, 1]."""
     x, timestep, v = ask(pipeline.scheduler, pipeline.fold(pictures), generator)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         hidden, pooled = pipeline.encode_prompt(prompts)
         predicted = pipeline.denoiser(**pipeline.inputs(x, timestep, hidden, pooled))[0]
     return mse_loss(predicted.float(), v)
@@ -62,12 +63,16 @@ def shifted(x_bchw: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([c[:, i : i + size, j : j + size] for c, (i, j) in zip(canvas, corners, strict=True)])
 
 
-def train(name: str, out: Path, steps: int, seed: int = 0) -> EmbeddedPipeline:
-    """Train for `steps` batches, resuming from `out`/checkpoint.pt if it exists; save the pipeline in bf16."""
+def train(name: str, out: Path, steps: int, seed: int = 0, device: str = "cpu") -> EmbeddedPipeline:
+    """Train for `steps` batches, resuming from `out`/checkpoint.pt if it exists; save the pipeline in bf16.
+
+    All that is random is drawn on the CPU: on a GPU the model sees the same batches, times and noise.
+    """
     torch.manual_seed(seed)
     names, x = drawings(SIZE)
     held_out_names, held_out_x = drawings(SIZE, held_out=True)
-    pipeline = BUILDERS[name](prompt for _, prompt in catalogue())
+    pipeline = on_device(BUILDERS[name](prompt for _, prompt in catalogue()), device)
+    x, held_out_x = x.to(device), held_out_x.to(device)
     modules: list[Module] = [pipeline.denoiser, pipeline.text_encoder]
     weights = [p for m in modules for p in m.parameters()]
     optimizer = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -85,13 +90,14 @@ def train(name: str, out: Path, steps: int, seed: int = 0) -> EmbeddedPipeline:
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
         _put(weights, state["weights"])
         state["weights"] = [p.detach() for p in weights]
         optimizer.load_state_dict(state.pop("optimizer"))
-        generator.set_state(state.pop("generator"))
+        generator.set_state(state.pop("generator").cpu())
 
     started = time.monotonic() - state["seconds"]
+    saved = time.monotonic()
     bar = tqdm(total=steps, initial=state["step"], desc="train", unit="step")
     for step in range(state["step"], steps):
         for group in optimizer.param_groups:
@@ -120,8 +126,9 @@ def train(name: str, out: Path, steps: int, seed: int = 0) -> EmbeddedPipeline:
             if held_out <= TOLERANCE * min(record["held_out"] for record in state["curve"]):
                 state["kept"], state["kept_step"] = [p.clone() for p in state["ema"]], state["step"]
             bar.set_postfix(loss=f"{train_loss:.4f}", held_out=f"{held_out:.4f}", kept=state["kept_step"])
-        if state["step"] % CHECKPOINT == 0 or state["step"] == steps:
-            state["seconds"] = time.monotonic() - started
+        if time.monotonic() - saved >= CHECKPOINT or state["step"] == steps:
+            saved = time.monotonic()
+            state["seconds"] = saved - started
             torch.save(
                 state | {"optimizer": optimizer.state_dict(), "generator": generator.get_state()},
                 checkpoint.with_suffix(".tmp"),
@@ -131,7 +138,8 @@ def train(name: str, out: Path, steps: int, seed: int = 0) -> EmbeddedPipeline:
 
     _put(weights, state["kept"])
     record = {"seed": seed, "steps": steps, "batch": BATCH, "drawings": len(names)}
-    record |= {"seconds": round(state["seconds"])} | {key: state[key] for key in ("kept_step", "curve")}
+    record |= {"device": device, "seconds": round(state["seconds"])}
+    record |= {key: state[key] for key in ("kept_step", "curve")}
     for module in modules:
         module.to(torch.bfloat16)
     pipeline.save_pretrained(out / "pipeline")
