@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from reference.bench.archive import as_text
 from reference.bench.results import percent
 from scripts import runs
 from scripts.figures import interval
@@ -171,5 +172,5 @@ def fields_script(rows: Sequence[Row]) -> str:
 
 
 def files(rows: Sequence[Row]) -> dict[str, bytes]:
-    """The result files themselves, below site/generated/."""
-    return {f"runs/{row.id}.json": row.run["path"].read_bytes() for row in rows}
+    """The result files themselves, also of runs in an archive, below site/generated/."""
+    return {f"runs/{row.id}.json": as_text(row.run).encode() for row in rows}

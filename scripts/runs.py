@@ -146,8 +146,8 @@ def collect(root: Path = ROOT) -> list[Row]:
 
 
 def is_named(run: dict) -> bool:
-    """Whether a file bears the name of its run: pages link to it by that."""
-    return run["path"].stem == run["run_id"]
+    """Whether a file bears the name of its run: pages link to it by that. An archive holds many."""
+    return run["path"].suffix != ".json" or run["path"].stem == run["run_id"]
 
 
 def of_device(runs: list[dict], suite: str, device: str, published: bool = True) -> list[Row]:

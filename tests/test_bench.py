@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 import reference
-from reference.bench import device, measure, results
+from reference.bench import archive, device, measure, results
 from reference.bench.__main__ import PROTOCOLS, main
 from reference.bench.embedded import list_jobs
 from reference.embedded import load_embedded
@@ -68,6 +68,28 @@ def test_every_run_is_a_valid_file_failures_included(suite):
     strips = {f.name for f in folder.rglob("*.png")}
     assert strips == {a["path"] for r in runs for a in r["artifacts"]}
     assert len(strips) == 5
+
+
+def test_runs_of_an_earlier_protocol_come_back_from_their_archive_byte_for_byte(suite, tmp_path, capsys):
+    runs = [{k: v for k, v in run.items() if k != "path"} for run in suite[1]]
+    earlier = [run | {"protocol": run["protocol"] | {"id": "earlier"}} for run in runs[:4]]
+    for run in [*earlier, *runs[4:]]:
+        results.write(run, tmp_path)
+    written = {run["run_id"]: (tmp_path / f"{run['run_id']}.json").read_bytes() for run in earlier}
+    before = results.read(tmp_path)
+    assert archive.main([str(tmp_path), "earlier"]) == 0
+    assert len(list(tmp_path.glob("*.json"))) == len(runs) - 4
+    after = results.read(tmp_path)
+    assert [run["run_id"] for run in after] == [run["run_id"] for run in before]
+    packed = {run["run_id"]: archive.as_text(run).encode() for run in after if run["path"].suffix == ".gz"}
+    assert packed == written
+    assert 10 * (tmp_path / "earlier.jsonl.gz").stat().st_size < 4 * sum(map(len, written.values()))
+    for protocol, why in (("earlier", "holds no result file"), ("embedded-1", None)):
+        foreign = tmp_path / f"{runs[4]['run_id']}.json"
+        foreign.write_text(foreign.read_text().rstrip())  # not as the bench writes it: nothing may go
+        assert archive.main([str(tmp_path), protocol if why else runs[4]["protocol"]["id"]]) == 2
+        assert (why or "would not come back from an archive as it is") in capsys.readouterr().err
+        assert len(list(tmp_path.glob("*.json"))) == len(runs) - 4
 
 
 def test_runs_that_draw_the_same_share_one_picture(tmp_path):

@@ -14,6 +14,7 @@ import jsonschema
 import numpy as np
 from PIL import Image
 
+from reference.bench.archive import as_text, read_archives
 from reference.bench.device import ROOT, code, environment
 
 SCHEMA = ROOT / "schemas" / "result.schema.json"
@@ -81,7 +82,7 @@ def write(run: dict, folder: Path) -> Path:
     if file.exists():
         raise FileExistsError(f"{file} exists; runs are never overwritten")
     scratch = file.with_suffix(".tmp")
-    scratch.write_text(json.dumps(run, indent=1) + "\n")
+    scratch.write_text(as_text(run))
     os.replace(scratch, file)
     return file
 
@@ -105,8 +106,9 @@ def write_pictures(pictures: np.ndarray, folder: Path) -> dict:
 
 
 def read(folder: Path) -> list[dict]:
-    """All runs below `folder`, oldest first, each with the path of its file as `path`."""
+    """All runs below `folder`, oldest first, each with the path of its file or archive as `path`."""
     runs = [json.loads(file.read_text()) | {"path": file} for file in folder.rglob("*.json")]
+    runs += read_archives(folder)
     return sorted(runs, key=lambda run: run["created"])
 
 
