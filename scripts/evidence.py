@@ -9,7 +9,7 @@ import yaml
 
 from reference.bench import criteria_table, results
 from reference.bench.device import ROOT
-from scripts import charts, claims, figures_compared, figures_quality, figures_speed, quality_rates, subjects
+from scripts import calibration_data, charts, claims, figures_compared, figures_speed, quality_rates, subjects
 from scripts.figures import shown as chart_or_command
 from scripts.pictures import grid as pictures_of
 from scripts.quality_runs import of_protocol
@@ -174,26 +174,12 @@ def criteria_page(shown: list[Row]) -> str:
             "Their models and rates are others. Where two errors are close, all seeds may agree on an order of little "
             "weight: see the intervals above.",
             "\n".join(["| Removed | Error | Expected order | Holds |", "|---|---|---|---|", *orders(runs)]),
-            "## How much calibration data?",
-            CALIBRATION,
-            chart_or_command(
-                figures_quality.calibration(shown),
-                "Calibration data",
-                "python -m reference.bench --suite engine --protocol calibration",
-            ),
+            calibration_data.section(shown),
             peer_checks(),
             charts.loaders("criteria"),
             "",
         ]
     )
-
-
-CALIBRATION = (
-    "The same criteria, calibrated on more and more prompts, each number of them drawn three times with other noise. "
-    "*Agreement* is the share of removed units that two draws have in common, out of those that either removes, mean "
-    "over layers: at 1 the data does not matter; a criterion near `random` follows the noise of its data. The error "
-    "says whether that matters: units of equal worth may well be exchanged."
-)
 
 
 def peer_checks() -> str:

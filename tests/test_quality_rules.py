@@ -5,12 +5,22 @@ import subprocess
 import sys
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import quality, quality_found, quality_parts, quality_rates, quality_rules, quality_runs, runs
+from scripts import (
+    calibration_data,
+    quality,
+    quality_found,
+    quality_parts,
+    quality_rates,
+    quality_rules,
+    quality_runs,
+    runs,
+)
 from scripts.pictures import grid
 from scripts.quality_rules import Limits
 from tests.test_figures import run as result
@@ -323,3 +333,34 @@ def test_a_grid_names_the_rate_that_whole_units_made(tmp_path):
     assert widths[1] > widths[0] + 100  # no name is cut off
     more = Image.open(io.BytesIO(grid([("dense", strip)], ["a", "b", "not kept"])))
     assert more.width == widths[0]  # and no empty column
+
+
+def calibrated(criterion: str, errors: dict[int, tuple[float, float]]) -> list[SimpleNamespace]:
+    """Runs of `calibration` for one criterion: prompts -> interval of the error."""
+    found = []
+    for number, (low, high) in errors.items():
+        records = {
+            "prediction_error": {"value": (low + high) / 2, "ci95": [low, high]},
+            "agreement": {"value": 1 - 1 / number, "ci95": [0, 1]},
+        }
+        row = SimpleNamespace(model="m", unit="neuron", amount=0.5, criterion=criterion, scope="layer")
+        row.run, row.quality = {"config": {"calibration": {"prompts": number}}}, records.get
+        found.append(row)
+    return found
+
+
+def test_enough_calibration_is_the_least_from_which_on_no_error_is_told_from_the_last():
+    choosing = calibrated("taylor", {128: (0.40, 0.44), 2: (0.42, 0.46), 8: (0.41, 0.45)})
+    rewriting = calibrated("obs", {2: (0.39, 0.41), 8: (0.28, 0.32), 32: (0.29, 0.31), 128: (0.19, 0.21)})
+    wavering = calibrated("wanda", {2: (0.19, 0.21), 8: (0.5, 0.6), 128: (0.19, 0.21)})
+    found = calibration_data.places([*choosing, *calibrated("random", {2: (1, 2)}), *rewriting, *wavering])
+    assert [runs[0].criterion for runs in found] == ["obs", "taylor", "wanda"]
+    assert [calibration_data.prompts(calibration_data.enough(runs)) for runs in found] == [128, 2, 128]
+    told = calibration_data.sentence(found)
+    assert "in 1 of 2 places the error with 2 prompts" in told
+    assert "(`obs`) use it: in 0 of 1 places 2 prompts are enough. Their error falls by 50 % to 50 %." in told
+    cells = calibration_data.table(found).splitlines()[3].strip("| ").split(" | ")
+    assert cells == [
+        "neuron 50 %", "taylor, layer", "2, 8, 128", "0.440 (0.420 to 0.460)", "0.420 (0.400 to 0.440)", "2",
+        "0.50 to 0.99",
+    ]  # fmt: skip
