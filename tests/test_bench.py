@@ -70,7 +70,7 @@ def test_every_run_is_a_valid_file_failures_included(suite):
     assert len(strips) == 5
 
 
-def test_runs_of_an_earlier_protocol_come_back_from_their_archive_byte_for_byte(suite, tmp_path, capsys):
+def test_runs_of_a_finished_protocol_come_back_from_their_archive_byte_for_byte(suite, tmp_path, capsys):
     runs = [{k: v for k, v in run.items() if k != "path"} for run in suite[1]]
     earlier = [run | {"protocol": run["protocol"] | {"id": "earlier"}} for run in runs[:4]]
     for run in [*earlier, *runs[4:]]:

@@ -1,4 +1,4 @@
-"""`python -m reference.bench.archive FOLDER PROTOCOL`: put the runs of a protocol that is no longer run into one file.
+"""`python -m reference.bench.archive FOLDER PROTOCOL`: put the runs of a protocol that is finished into one file.
 
 Hundreds of small files weigh more than what stands in them. PROTOCOL.jsonl.gz holds the same runs, one a line, in the
 order in which they were made; a file is removed only once the archive gives back its every byte. Nothing else about a
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Pack; 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="python -m reference.bench.archive", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="results/SUITE/MACHINE")
-    parser.add_argument("protocol", help="the id of a protocol in an earlier text, such as quality-composition-1")
+    parser.add_argument("protocol", help="its id: one that was run to the end, or has another text by now")
     options = parser.parse_args(arguments)
     try:
         print(f"packed into {pack(options.folder, options.protocol)}")
