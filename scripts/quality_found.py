@@ -55,18 +55,24 @@ def _criterion(run: dict) -> str:
 
 
 def recovery(runs: list[dict]) -> str:
-    """What training bought over none, which loss came out lowest, and whether rounds beat one shot."""
+    """What training bought over none, or spoilt; which loss came out lowest; whether rounds beat one shot."""
     groups: dict[tuple, list[dict]] = {}
     for run in measured(runs):
         groups.setdefault((run["config"]["granularity"], run["config"]["amount"]), []).append(run)
-    gained, lowest, clear, rounds, trained = 0, Counter(), 0, Counter(), 0
-    for own in groups.values():
+    gained, lowest, clear, rounds, trained, worse = 0, Counter(), 0, Counter(), 0, []
+    for (unit, rate), own in groups.items():
         without = next((run for run in own if run["config"]["recovery"]["kind"] == "none"), None)
         once = {_loss(run): run for run in own if _loss(run) and run["config"].get("rounds", 1) == 1}
         if without is None or not once:
             continue
         trained += 1
         gained += all(_beats(run, without) for run in once.values())
+        worse += [
+            f"`{loss}` after {percent(rate)} of the {unit}s ({_error(without)['value']:.3f} before, "
+            f"{_error(run)['value']:.3f} after)"
+            for loss, run in once.items()
+            if _beats(without, run)
+        ]
         first, *others = sorted(once.values(), key=lambda run: _error(run)["value"])
         lowest[_loss(first)] += 1
         clear += all(_beats(first, other) for other in others)
@@ -81,6 +87,8 @@ def recovery(runs: list[dict]) -> str:
         f"In {gained} of {trained} cases every kind of training lowered the prediction error. Lowest of the losses "
         f"after one shot: {names}; in {clear} of them its interval is apart from the others'."
     )
+    if worse:
+        text += f" **Worse than without training**: {'; '.join(worse)}."
     if rounds:
         text += (
             f" **Rounds against one shot**, at equal steps and loss: a lower error in {rounds['lower']} of "

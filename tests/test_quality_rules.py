@@ -158,6 +158,10 @@ def test_what_training_bought_is_counted():
     assert "In 1 of 1 cases every kind of training lowered the prediction error." in text
     assert "after one shot: `feature` in 1; in 1 of them its interval is apart" in text
     assert "a lower error in 1 of 3 comparisons, a higher one in 0; in 2 the intervals overlap." in text
+    assert "Worse" not in text
+    text = quality_found.recovery([DENSE, trained(0.1, None), trained(0.16, "task"), trained(0.11, "output")])
+    assert "In 0 of 1 cases" in text
+    assert "**Worse than without training**: `task` after 50 % of the heads (0.100 before, 0.160 after)." in text
     assert quality_found.recovery([DENSE, trained(0.8, None)]) == ""
 
 
