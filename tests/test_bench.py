@@ -83,6 +83,11 @@ def test_runs_of_a_finished_protocol_come_back_from_their_archive_byte_for_byte(
     assert [run["run_id"] for run in after] == [run["run_id"] for run in before]
     packed = {run["run_id"]: archive.as_text(run).encode() for run in after if run["path"].suffix == ".gz"}
     assert packed == written
+    twice = tmp_path / f"{earlier[0]['run_id']}.json"
+    twice.write_bytes(written[earlier[0]["run_id"]])
+    with pytest.raises(ValueError, match=r"is in earlier.jsonl.gz as well; remove the file"):
+        results.read(tmp_path)
+    twice.unlink()
     assert 10 * (tmp_path / "earlier.jsonl.gz").stat().st_size < 4 * sum(map(len, written.values()))
     for protocol, why in (("earlier", "holds no result file"), ("embedded-1", None)):
         foreign = tmp_path / f"{runs[4]['run_id']}.json"

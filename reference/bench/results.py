@@ -106,9 +106,16 @@ def write_pictures(pictures: np.ndarray, folder: Path) -> dict:
 
 
 def read(folder: Path) -> list[dict]:
-    """All runs below `folder`, oldest first, each with the path of its file or archive as `path`."""
+    """All runs below `folder`, oldest first, each with the path of its file or archive as `path`.
+
+    Raises ValueError if a run is there twice.
+    """
     runs = [json.loads(file.read_text()) | {"path": file} for file in folder.rglob("*.json")]
-    runs += read_archives(folder)
+    files = {(run["path"].parent, run["run_id"]): run["path"] for run in runs if "run_id" in run}
+    for run in read_archives(folder):
+        if file := files.get((run["path"].parent, run["run_id"])):
+            raise ValueError(f"{file} is in {run['path'].name} as well; remove the file")
+        runs.append(run)
     return sorted(runs, key=lambda run: run["created"])
 
 
