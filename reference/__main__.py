@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--steps", type=int, default=5000)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--out", type=Path, required=True, help="folder for the check point and the pipeline")
-    train.add_argument("--device", default="cpu", help="cpu or cuda; the evaluator is trained on the CPU")
+    train.add_argument("--device", default="cpu", help="cpu or cuda; for the evaluator only cpu")
 
     options = parser.parse_args(arguments)
     run = {"prune": run_prune, "compare": run_compare, "recover": run_recover, "train": run_train}[options.command]
@@ -189,6 +189,8 @@ def run_train(options: argparse.Namespace) -> None:
     """Train; a generator resumes from the last check point in --out."""
     _at_least_one(options, "steps")
     if options.model == "openmoji-evaluator":
+        if options.device != "cpu":
+            raise ValueError(f"the evaluator is trained on the CPU; leave out --device {options.device}")
         from reference.embedded.evaluator import train_evaluator
 
         train_evaluator(options.out, options.steps, options.seed)

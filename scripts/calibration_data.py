@@ -61,13 +61,14 @@ def sentence(found: Sequence[Sequence[Row]]) -> str:
     told = [sum(enough(runs) is runs[0] for runs in group) for group in (choosing, rewriting)]
     errors = [[run.quality("prediction_error")["value"] for run in runs] for runs in rewriting]
     falls = [1 - error[-1] / error[0] for error in errors]
-    more = f" Their error falls by {percent(min(falls))} to {percent(max(falls))}." if falls else ""
+    more = (
+        f" From {few} prompts to the most it falls by {percent(min(falls))} to {percent(max(falls))}." if falls else ""
+    )
     names = "`, `".join(sorted({runs[0].criterion for runs in rewriting}))
     return (
-        f"**Criteria that only choose** are content with little: in {told[0]} of {len(choosing)} places the error with "
-        f"{few} prompts is not told from that with the most. So where one of them chooses badly, more data of this "
-        f"kind does not help it. **Criteria that also rewrite** what stays (`{names}`) use it: in "
-        f"{told[1]} of {len(rewriting)} places {few} prompts are enough.{more}"
+        f"**Criteria that only choose**: in {told[0]} of {len(choosing)} places the error with {few} prompts is not "
+        f"told from that with the most. **Criteria that also rewrite** what stays (`{names}`): in {told[1]} of "
+        f"{len(rewriting)}.{more}"
     )
 
 

@@ -201,7 +201,11 @@ def main(argv: list[str] | None = None, root: Path = catalog.ROOT) -> int:
     papers, tools, articles = (documents[name] for name in catalog.FILES)
     data = {name: document.data for name, document in documents.items()}
     known = {name: {entry["id"] for entry in document.data} for name, document in documents.items()}
-    rows = run_rows.collect()
+    try:
+        rows = run_rows.collect()
+    except ValueError as error:  # names the file of a run that is there twice
+        print(error, file=sys.stderr)
+        return 1
     note = "<!-- " + NOTE + " -->"
     blocks = {
         "papers": f"{note.format(source='papers.yaml')}\n\n{readme_papers(papers.data, vocab)}",

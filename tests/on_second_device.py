@@ -1,4 +1,7 @@
-"""Everything that a GPU would run gives on another device what it gives on the CPU; `test_second_device.py` runs it."""
+"""Pruning, training and measuring quality give on another device what they give on the CPU.
+
+`test_second_device.py` runs it.
+"""
 
 import copy
 from contextlib import nullcontext

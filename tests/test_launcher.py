@@ -80,6 +80,12 @@ def test_a_cluster_that_loses_a_worker_ends_with_the_numbers_of_a_local_run(suit
         (["--launcher", "ray"], "--launcher ray runs the suites engine and quality, not 'embedded'"),
         (["--address", "auto"], "--address goes with --launcher ray"),
         (["--suite", "quality", "--launcher", "ray", "--budget-s", "5"], "--budget-s goes with --launcher local"),
+        (["--suite", "engine", "--device", "cuda"], "engine runs on the CPU, not on 'cuda'"),
+        (["--device", "abacus"], "torch finds no device 'abacus' here; leave --device out for the CPU"),
+        (
+            ["--suite", "quality", "--device", "abacus", "--launcher", "ray", "--address", "auto"],
+            "torch finds no device 'abacus' here; leave --device out for the CPU",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments, message, capsys):

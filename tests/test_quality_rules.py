@@ -361,8 +361,8 @@ def test_enough_calibration_is_the_least_from_which_on_no_error_is_told_from_the
     assert [runs[0].criterion for runs in found] == ["obs", "taylor", "wanda"]
     assert [calibration_data.prompts(calibration_data.enough(runs)) for runs in found] == [128, 2, 128]
     told = calibration_data.sentence(found)
-    assert "in 1 of 2 places the error with 2 prompts" in told
-    assert "(`obs`) use it: in 0 of 1 places 2 prompts are enough. Their error falls by 50 % to 50 %." in told
+    assert "only choose**: in 1 of 2 places the error with 2 prompts is not told from that with the most." in told
+    assert told.endswith("(`obs`): in 0 of 1. From 2 prompts to the most it falls by 50 % to 50 %.")
     cells = calibration_data.table(found).splitlines()[3].strip("| ").split(" | ")
     assert cells == [
         "neuron 50 %", "taylor, layer", "2, 8, 128", "0.440 (0.420 to 0.460)", "0.420 (0.400 to 0.440)", "2",

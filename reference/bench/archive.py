@@ -35,7 +35,8 @@ def pack(folder: Path, protocol: str) -> Path:
     come back as it is.
     """
     runs = {file: json.loads(file.read_text()) for file in folder.glob("*.json")}
-    runs = {file: run for file, run in runs.items() if run["protocol"]["id"] == protocol}
+    of = lambda run: run.get("protocol", {}).get("id") if isinstance(run, dict) else None  # noqa: E731
+    runs = {file: run for file, run in runs.items() if of(run) == protocol}
     archive = folder / f"{protocol}{SUFFIX}"
     if not runs:
         raise ValueError(f"{folder} holds no result file of the protocol {protocol!r}")

@@ -107,7 +107,7 @@
 
   /** Up to SHOWN runs, each that is best at something among them, and the others; both in the order of the front. */
   function extremesFirst(front) {
-    if (front.length <= SHOWN + 2) return [front, []];
+    if (front.length <= SHOWN + 2) return [front, []]; // folding one or two would save no room
     const first = new Set(front.filter((run) => bests(run, front).length));
     for (const run of front) if (first.size < SHOWN) first.add(run);
     return [front.filter((run) => first.has(run)), front.filter((run) => !first.has(run))];
