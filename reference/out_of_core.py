@@ -4,7 +4,7 @@ What can be decided from shapes and the config alone is decided on a model witho
 which layers and units there are, how many go. What needs the numbers takes a pass over them:
     weight, layer or row scope   none: a layer is selected while it is in the buffer
     N:M                          none
-    weight, wider scopes         one (`bit_select.py`): counts, never the scores themselves
+    weight, wider scopes         one (`threshold.py`): counts, never the scores themselves
     neuron, head, channel        one: scores (units,) of every slice
     block                        one: sums of squares
     rank                         one: a matrix (d, d), d being the width of the vector that modulation layers read

@@ -59,7 +59,7 @@ def lowest_per_row(scores_rc: Tensor, k: int) -> Tensor:
     if scores_rc.device.type == "cpu":
         return _lowest_per_row_in_chunks(scores_rc, k)
     if not torch.isfinite(scores_rc).all():
-        raise threshold.not_finite(scores_rc)
+        raise threshold.not_finite(threshold.in_words(scores_rc))
     kth_r1 = scores_rc.kthvalue(k, dim=1, keepdim=True).values
     below, ties = scores_rc < kth_r1, scores_rc == kth_r1
     ties_left_r1 = k - below.sum(1, keepdim=True)
@@ -92,7 +92,7 @@ def _lowest_per_row_in_chunks(scores_rc: Tensor, k: int) -> Tensor:
         gone = removed[start : start + step].numpy()
         kth_r1 = np.partition(S, k - 1, axis=1)[:, k - 1 : k]
         if not np.isfinite(S).all():
-            raise threshold.not_finite(scores_rc)
+            raise threshold.not_finite(threshold.in_words(scores_rc))
         np.less_equal(S, kth_r1, out=gone)
         for row in np.flatnonzero(np.count_nonzero(gone, axis=1) > k):
             ties = np.flatnonzero(S[row] == kth_r1[row])
@@ -108,20 +108,19 @@ def _lowest_of_words(scores: Tensor, n: int, m: int, magnitudes: bool) -> Tensor
         ahead_i = how many of its group i sorts before = #{j > i: S_i <= S_j} + i - #{j < i: S_j <= S_i}
     and i goes where ahead_i >= n. No byte ever overflows or borrows.
     """
-    dtype = threshold.pattern_dtype([scores])
-    patterns = threshold.bit_patterns(scores, dtype)
+    scores = threshold.ranked(scores)
+    keys_of = threshold.float_keys(scores.dtype, threshold.in_words(scores), signed=not magnitudes)
+    patterns = threshold.bits(scores)
     removed = np.empty(len(patterns), dtype=bool)
     word = WORDS[m]
     each = int.from_bytes(b"\x01" * m, "little")
     places = int.from_bytes(bytes(range(m)), "little")
     left = [word((1 << 8 * (m - d)) - 1) for d in range(m)]  # bytes of the m - d scores that have one d to their right
     size = min(threshold.CHUNK, len(patterns))
-    scratch, before = np.empty(size, dtype=patterns.dtype), np.zeros(size, dtype=bool)
+    before = np.zeros(size, dtype=bool)
     pairs, ahead = np.empty((2, size // m), dtype=word)
     for start in range(0, len(patterns), size):
-        chunk = patterns[start : start + size]
-        keys = threshold.sort_keys(chunk, magnitudes, out=scratch[: len(chunk)])
-        threshold.check_finite(keys, dtype, scores, magnitudes)
+        keys = keys_of(patterns[start : start + size])
         ahead.fill(places)
         for d in range(1, m):
             np.less_equal(keys[:-d], keys[d:], out=before[: len(keys) - d])
@@ -141,7 +140,7 @@ def _lowest_on_device(scores: Sequence[Tensor], k: int) -> list[Tensor]:
     """`lowest` by torch, a two-digit radix count: two passes, each tensor read on its own, two histograms of 65,536."""
     for position, s in enumerate(scores):
         if not torch.isfinite(s).all():
-            raise threshold.not_finite(s, position)
+            raise threshold.not_finite(threshold.in_words(s, position))
     prefix, rank = None, k
     for digit in ("high", "low"):
         histogram = torch.zeros(1 << LOW_BITS, dtype=torch.int64)

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reference.bit_select import bits
+from reference.threshold import bits
 
 FORMAT = "reference-sparse/1"
 CHUNK = 1 << 18

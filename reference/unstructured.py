@@ -23,7 +23,7 @@ from reference.request import Request
 from reference.scoring import weight_scorer
 from reference.select import count_to_remove, keep_highest, lowest, lowest_per_row
 from reference.targets import weight_targets
-from reference.threshold import CHUNK, PATTERNS, bit_patterns
+from reference.threshold import CHUNK, PATTERNS, bits
 
 
 def remove_weights(
@@ -42,7 +42,7 @@ def remove_weights(
         if request.criterion == "magnitude" and request.scope != "row" and gone is None:
             weights = [layer.module.weight for layer in members]  # which are their own scores
             kept = keep_highest(weights, count_to_remove(rate, sum(W.numel() for W in weights)))
-            removed |= {la.name: Bits(bits, la.module.weight.shape) for la, bits in zip(members, kept, strict=True)}
+            removed |= {la.name: Bits(packed, la.module.weight.shape) for la, packed in zip(members, kept, strict=True)}
             continue
         scores = []
         for layer in members:
@@ -66,7 +66,7 @@ def zero_weights(root: nn.Module, plan: Plan) -> None:
     for name, packed in plan.keep.items():
         weight = root.get_submodule(name).weight
         if weight.device.type == "cpu" and weight.is_contiguous() and weight.dtype in PATTERNS:
-            patterns = bit_patterns(weight, weight.dtype)  # the weight's own memory
+            patterns = bits(weight)  # the weight's own memory
             for start in range(0, len(patterns), CHUNK):
                 chunk = patterns[start : start + CHUNK]
                 stays = np.unpackbits(packed.numpy()[start // 8 : (start + CHUNK) // 8], count=len(chunk))

@@ -1,7 +1,7 @@
 """Which single weights go, of a checkpoint that does not fit into memory: `unstructured.py` and N:M out of core.
 
 Layer and row scope and N:M look at one layer while it is in a buffer. Wider scopes take a pass before, which counts
-(`bit_select.py`): what it leaves behind is one cut for every layer, a key and how many of those equal to it go.
+(`threshold.py`): what it leaves behind is one cut for every layer, a key and how many of those equal to it go.
 """
 
 import json
@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reference import bit_select
-from reference.bit_select import Cut, Keys
+from reference import threshold
 from reference.criteria.magnitude import weight_scores
 from reference.criteria.random import random_generator
 from reference.history import recorded
@@ -21,6 +20,7 @@ from reference.request import parse_n_m
 from reference.select import count_to_remove, lowest_n_m, lowest_per_row
 from reference.streaming import Entry
 from reference.targets import weight_targets
+from reference.threshold import Cut, Keys, Tally
 
 ROWS = 1 << 20  # weights scored at once where a row is the scope
 RUN = 1024  # neighbours that one read of a sample takes
@@ -55,11 +55,11 @@ def decide_weights(passes: Passes) -> Decision:
             zero_rows(passes, name, W, n_m, rates[name])
         elif name in cuts:
             cut, wide = cuts[name]
-            bit_select.zero(bit_select.bits(W), keys_of(passes, name, wide, known=True), cut)
+            threshold.zero(threshold.bits(W), keys_of(passes, name, wide, known=True), cut)
         elif request.scope == "layer" and count_to_remove(rates[name], W.numel()):
-            flat, k = bit_select.bits(W), count_to_remove(rates[name], W.numel())
-            cut = bit_select.lowest_of_layer(flat, lambda: keys_of(passes, name), k)
-            bit_select.zero(flat, keys_of(passes, name, known=True), cut)
+            flat, k = threshold.bits(W), count_to_remove(rates[name], W.numel())
+            [cut] = threshold.cuts_in_memory([flat], [lambda: keys_of(passes, name)], k)
+            threshold.zero(flat, keys_of(passes, name, known=True), cut)
         return W
 
     with recorded(passes.root, passes.plan, "cut"):
@@ -72,25 +72,25 @@ def decide_weights(passes: Passes) -> Decision:
 def keys_of(passes: Passes, name: str, wide: bool = False, known: bool = False) -> Keys:
     """The scores of a layer's weights by the requested criterion, as keys, from the first weight on."""
     if passes.request.criterion == "random":
-        return bit_select.random_keys(random_generator(name, passes.request.seed))
-    return bit_select.magnitude_keys(passes.dtypes[f"{name}.weight"], wide, name, known)
+        return threshold.random_keys(random_generator(name, passes.request.seed))
+    return threshold.float_keys(passes.dtypes[f"{name}.weight"], name, wide=wide, known=known)
 
 
 def wide_cuts(passes: Passes, names: list[str], k: int, n: int) -> dict[str, tuple[Cut, bool]]:
     """The exact cuts of layers that are ranked together, n weights of which k go, and whether their keys are wide."""
     wide = len({passes.dtypes[f"{name}.weight"] for name in names}) > 1
 
+    def tallies(low: int, high: int) -> list[Tally]:
+        found = {}
+        for entry, W in passes.read({f"{name}.weight" for name in names}):
+            name = entry.name.removesuffix(".weight")
+            found[name] = threshold.tally(threshold.bits(W), keys_of(passes, name, wide), low, high)
+        return [found[name] for name in names]
+
     def find() -> dict[str, Tensor]:
-        seen, widening, found = sample(passes, names, n, wide), 1, None
-        while found is None:
-            low, high = bit_select.bracket(seen, k, n, widening)
-            tallies = {}
-            for entry, W in passes.read({f"{name}.weight" for name in names}):
-                name = entry.name.removesuffix(".weight")
-                tallies[name] = bit_select.tally(bit_select.bits(W), keys_of(passes, name, wide), low, high)
-            found = bit_select.cuts([tallies[name] for name in names], k, low)
-            widening *= 8
-        return {"cuts": torch.tensor(found)}
+        return {
+            "cuts": torch.tensor(threshold.search(sample(passes, names, n, wide), k, n, tallies, widening=2))
+        }  # neighbours are alike
 
     cuts = passes.found(json.dumps(names), find)["cuts"].tolist()
     return {name: (Cut(*cut), wide) for name, cut in zip(names, cuts, strict=True)}
@@ -98,7 +98,7 @@ def wide_cuts(passes: Passes, names: list[str], k: int, n: int) -> dict[str, tup
 
 def sample(passes: Passes, names: list[str], n: int, wide: bool) -> np.ndarray:
     """Keys of some 2^20 of the n weights: short runs, evenly spread over all layers."""
-    every, found = max(RUN, n * RUN // (4 * bit_select.SAMPLE)), []
+    every, found = max(RUN, n * RUN // (2 * threshold.SAMPLE)), []
     for name in names:
         file, entry = passes.places[f"{name}.weight"]
         itemsize, keys = passes.dtypes[entry.name].itemsize, keys_of(passes, name, wide)
@@ -106,7 +106,7 @@ def sample(passes: Passes, names: list[str], n: int, wide: bool) -> np.ndarray:
             for at in range(0, (entry.end - entry.start) // itemsize, every):
                 stream.seek(entry.start + at * itemsize)
                 run = stream.read(min(RUN * itemsize, entry.end - entry.start - at * itemsize))
-                found.append(keys(np.frombuffer(run, f"<u{itemsize}")))
+                found.append(keys(np.frombuffer(run, f"<u{itemsize}")).copy())
     return np.concatenate(found)
 
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, WanTransformer3DModel
 
 import reference
-from reference import bit_select, on_disk, out_of_core, weights_on_disk
+from reference import on_disk, out_of_core, threshold, weights_on_disk
 from reference.__main__ import main
 from reference.out_of_core import prune_out_of_core
 from reference.request import Request
@@ -122,8 +122,8 @@ def test_other_dtypes(dtype, scope, tmp_path):
 
 def test_in_small_pieces(tmp_path, monkeypatch):
     """Pieces far smaller than the tensors, so that every seam is met; the same bits."""
-    monkeypatch.setattr(bit_select, "CHUNK", 7)
-    monkeypatch.setattr(bit_select, "SAMPLE", 40)
+    monkeypatch.setattr(threshold, "CHUNK", 8)
+    monkeypatch.setattr(threshold, "SAMPLE", 40)
     monkeypatch.setattr(weights_on_disk, "ROWS", 50)
     monkeypatch.setattr("reference.criteria.magnitude.CHUNK", 100)
     monkeypatch.setattr("reference.criteria.magnitude.PIECE", 100)
@@ -158,26 +158,27 @@ def test_bits_select_as_sorting_does(dtype):
                 for seam in (64, 1 << 18):
                     pruned = W.to(dtype)
                     expected = pruned.masked_fill(lowest([pruned.float().abs()], k)[0], 0)
-                    flat = bit_select.bits(pruned)
-                    bit_select.CHUNK, before = seam, bit_select.CHUNK
-                    cut = bit_select.lowest_of_layer(flat, lambda: bit_select.magnitude_keys(dtype, wide, "W"), k)  # noqa: B023
-                    assert bit_select.zero(flat, bit_select.magnitude_keys(dtype, wide, "W"), cut) == k
-                    bit_select.CHUNK = before
-                    assert np.array_equal(flat, bit_select.bits(expected))
+                    flat = threshold.bits(pruned)
+                    threshold.CHUNK, before = seam, threshold.CHUNK
+                    keys = threshold.float_keys(dtype, "W", wide=wide)
+                    [cut] = threshold.cuts_in_memory([flat], [lambda: keys], k)  # noqa: B023
+                    assert threshold.zero(flat, keys, cut) == k
+                    threshold.CHUNK = before
+                    assert np.array_equal(flat, threshold.bits(expected))
 
 
 def test_a_bracket_that_misses_is_widened(tmp_path, monkeypatch):
     model = sharded(tiny_mmdit, tmp_path / "dense")
     tries = []
-    right = bit_select.bracket
+    right = threshold.bracket
 
     def wrong_at_first(sample, k, n, widening=1):
         tries.append(widening)
-        return (5, 6) if widening == 1 else right(sample, k, n, widening)
+        return (5, 6) if widening == 2 else right(sample, k, n, widening)
 
-    monkeypatch.setattr(bit_select, "bracket", wrong_at_first)
+    monkeypatch.setattr(threshold, "bracket", wrong_at_first)
     prune_out_of_core(tmp_path / "dense", tmp_path / "pruned", Request("weight", 0.3, scope="global"))
-    assert tries == [1, 8]
+    assert tries == [2, 16]
     reference.prune(model, "weight", 0.3, scope="global")
     assert_same(tmp_path / "pruned", model)
 

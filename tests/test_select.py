@@ -55,11 +55,10 @@ def random_weights(trial: int, shape: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.mark.parametrize("small_chunks", [False, True])
 def test_no_weight_is_chosen_otherwise_than_by_a_stable_sort(small_chunks, monkeypatch):
-    """300 times three tensors of every dtype; the second time with brackets that miss and bins wider than a key."""
+    """300 times three tensors of every dtype; the second time in small chunks with brackets that miss."""
     if small_chunks:
         monkeypatch.setattr(threshold, "CHUNK", 64)
         monkeypatch.setattr(threshold, "SAMPLE", 4)
-        monkeypatch.setattr(threshold, "BINS", 5)
     for trial in range(300):
         g = torch.Generator().manual_seed(trial)
         weights = [random_weights(trial, (3, int(i))) for i in torch.randint(1, 99, (3,), generator=g)]
@@ -76,6 +75,20 @@ def test_no_weight_is_chosen_otherwise_than_by_a_stable_sort(small_chunks, monke
         assert np.array_equal(np.concatenate(kept) == 0, expected.numpy()), trial
         signed = torch.cat([mask.flatten() for mask in lowest(weights, k)])
         assert torch.equal(signed, stable_lowest([W.detach() for W in weights], k)), trial
+
+
+@pytest.mark.parametrize("amount", [0.3, 0.4999, 0.5, 0.5001, 0.8])
+def test_a_key_that_half_of_all_share_takes_no_memory(amount, monkeypatch):
+    """As when a pruned layer is pruned again: its zeros are counted, and under 1 % of the keys are kept."""
+    W = torch.randn(1 << 21, generator=torch.Generator().manual_seed(0))
+    W[torch.randperm(len(W), generator=torch.Generator().manual_seed(1))[: len(W) // 2]] = 0
+    kept, right = [], threshold.tally
+    monkeypatch.setattr(threshold, "tally", lambda *arguments: kept.append(right(*arguments)) or kept[-1])
+    k = count_to_remove(amount, len(W))
+    [packed] = keep_highest([W], k)
+    stays = torch.from_numpy(np.unpackbits(packed.numpy(), count=len(W)))
+    assert torch.equal(stays == 0, stable_lowest([W.abs()], k))
+    assert sum(len(t.inside) for t in kept) < 0.01 * len(W)
 
 
 def test_other_devices_choose_alike():

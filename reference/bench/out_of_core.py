@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
 
-from reference import bit_select
+from reference import threshold
 from reference.bench.device import code, environment
 from reference.manifest import PLAIN
 from reference.on_disk import INDEX, open_checkpoint
@@ -183,7 +183,7 @@ def compare(dense: Path, pruned: Path) -> dict:
             if entry.name not in targets:
                 facts["other_changes"] += int(not np.array_equal(old, new))
             else:
-                for was, now in zip(*(bit_select.chunks(part.view("<u2")) for part in (old, new)), strict=True):
+                for was, now in zip(*(threshold.chunks(part.view("<u2")) for part in (old, new)), strict=True):
                     gone = (now == 0) & (was != 0)
                     facts["target_zeros"] += int(np.count_nonzero(now == 0))
                     facts["target_zeros_before"] += int(np.count_nonzero(was == 0))
