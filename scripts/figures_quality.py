@@ -32,12 +32,14 @@ SHAPES = [*MARKS.values(), "triangle-left", "wedge", "arrow"]
 
 
 def curves(rows: Iterable[Row]) -> Chart | None:
-    """Quality against the rate: a panel a granularity, a line a criterion."""
+    """Quality against the rate: a panel a granularity, a line a criterion; and what another training's quality is."""
+    rows = list(rows)
     return _lines(
         measured(rows, "quality"),
         ("curves", "Rate curves", "quality against the share of units removed, for each granularity."),
         panel=lambda row: row.unit,
         who=("criterion", lambda row: ", ".join(filter(None, [row.criterion, row.scope]))),
+        again=measured(rows, "quality-second-seed"),
     )
 
 
@@ -102,14 +104,21 @@ def _lines(
     panel: Callable[[Row], str],
     who: tuple[str, Callable[[Row], str]],
     along: Along = RATE,
+    again: Iterable[Row] = (),
 ) -> Chart | None:
-    """`names`: of the chart, its title, its description; `who`: what the lines are, and of which a run is one."""
+    """`names`: of the chart, its title, its description; `who`: what the lines are, and of which a run is one.
+
+    `again`: runs of the same models trained with another seed, whose figures are level lines.
+    """
+    levels = {
+        (row.model, quality["metric"]): _short(quality["value"]) for row in again for quality in row.run["quality"]
+    }
     data = [
         {
             "run": row.id, "unit": row.unit, "model": row.model, "panel": panel(row), "who": who[1](row),
             "x": along.value(row), "metric": METRICS[quality["metric"]][0], "key": quality["metric"],
             "y": _short(quality["value"]), "y1": _short(quality["ci95"][0]), "y2": _short(quality["ci95"][1]),
-            "floor": quality.get("floor"),
+            "floor": quality.get("floor"), "again": levels.get((row.model, quality["metric"])),
         }
         for row in rows
         for quality in row.run["quality"]
@@ -133,14 +142,21 @@ def _lines(
     x = quantity("x", along.title, **along.options)
     y = quantity("y", None)
     same = {"x": x, "color": colour, "opacity": dimmed("who"), "detail": [{"field": "who"}]}
-    floor = {"type": "line", "strokeDash": [2, 3], "color": "currentColor", "opacity": 0.6}
-    has_floor, floors = [{"filter": "isValid(datum.floor)"}], {"x": x, "y": y | {"field": "floor"}}
+    level = {"type": "line", "color": "currentColor", "opacity": 0.6}
+    drawn = [("floor", [2, 3])] + ([("again", [8, 3, 2, 3])] if levels else [])
     point = {"type": "point", "filled": True, "size": 60, "cursor": "pointer"}
     tips = tooltips(
         unit="removed", x=along.name, who=who[0], metric="figure", y="value", y1="from", y2="to", run="run id"
     )
     layers = [
-        {"mark": floor, "transform": has_floor, "encoding": floors},
+        *(
+            {
+                "mark": level | {"strokeDash": dashes},
+                "transform": [{"filter": f"isValid(datum.{name})"}],
+                "encoding": {"x": x, "y": y | {"field": name}},
+            }
+            for name, dashes in drawn
+        ),
         {"mark": {"type": "line", "strokeWidth": 1.6}, "encoding": same | {"y": y, "strokeDash": dash}},
         {"mark": "rule", "encoding": same | {"y": y | {"field": "y1"}, "y2": {"field": "y2"}}},
         {"mark": point, "encoding": same | {"y": y, "shape": shape, "tooltip": tips}},
@@ -169,7 +185,8 @@ def _lines(
             for d in sorted(data, key=lambda d: (d["model"], d["panel"], d["who"], d["key"], d["x"]))
         ],
         {"metric": ("Figure", metrics), "model": ("Model", models), "who": (who[0].capitalize(), ["all", *every])},
-        f"Bars are 95 % bootstrap intervals over {along.note}",
+        f"Bars are 95 % bootstrap intervals over {along.note}"
+        + " The line of dashes and dots: the same training with another seed." * bool(levels),
     )
 
 

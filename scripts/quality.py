@@ -76,7 +76,8 @@ def pages(rows: Sequence[Row]) -> tuple[dict[str, str], Files]:
             _models(rows, "quality", lambda runs, model: quality_parts.grids(runs, model, grids)),
             "## Two equal models",
             quality_parts.SECOND_SEED,
-            _models(rows, "quality-second-seed", quality_parts.second_seed),
+            _models(rows, "quality-second-seed", lambda runs, model: quality_parts.second_seed(runs, model, grids)),
+            _as_far(rows),
             "## Again, with another seed",
             _again(rows),
             CREDIT,
@@ -152,6 +153,16 @@ def _models(rows: Sequence[Row], name: str, part: Callable[[list[dict], str], st
 def _found(rows: Sequence[Row], name: str, part: Callable[[list[dict]], str]) -> str:
     """What came out, a paragraph a model; empty without runs."""
     texts = {model: part(runs) for model, runs in by_model(of_protocol(rows, name)).items() if dense_of(runs)}
+    return "\n\n".join(f"`{model}`: {text}" for model, text in texts.items() if text)
+
+
+def _as_far(rows: Sequence[Row]) -> str:
+    """Pruned models beside the second training, a paragraph a model; empty without both."""
+    curves = by_model(of_protocol(rows, "quality"))
+    texts = {
+        model: quality_found.as_far(curves.get(model, []), runs[-1])
+        for model, runs in by_model(of_protocol(rows, "quality-second-seed")).items()
+    }
     return "\n\n".join(f"`{model}`: {text}" for model, text in texts.items() if text)
 
 

@@ -11,6 +11,7 @@ from scripts.quality_rules import composed
 from scripts.quality_runs import measured, protocol, record
 
 CHANCE = 0.025  # of a true ratio of 1, how often the whole 95 % interval lies above it
+SHOWN = "retrieval_top5_seen"
 NAMED = 3  # layers named at either end of a damage map
 
 
@@ -96,6 +97,22 @@ def recovery(runs: list[dict]) -> str:
             "overlap."
         )
     return text + " All of it trains on the drawings that the dense model was trained on."
+
+
+def as_far(runs: list[dict], second: dict) -> str:
+    """What models that were only pruned show, of those about as far from the dense one as another training is."""
+    low, high = _error(second)["ci95"]
+    near = [run for run in measured(runs) if low <= _error(run)["value"] <= high]
+    if not near:
+        return ""
+    shown = sorted(record(run, SHOWN)["value"] for run in near)
+    fewer = sum(record(run, SHOWN)["ci95"][1] < record(second, SHOWN)["ci95"][0] for run in near)
+    return (
+        "The same distance, another worth: runs without training after pruning whose prediction error lies between "
+        f"{low:.3f} and {high:.3f}, as this model's does: {len(near)}. Seen names are among the first 5 in "
+        f"{shown[0]:.2f} to {shown[-1]:.2f} of their pictures, in {record(second, SHOWN)['value']:.2f} of this one's; "
+        f"in {fewer} of them the interval lies below."
+    )
 
 
 def _loss(run: dict) -> str | None:
