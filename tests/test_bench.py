@@ -1,6 +1,7 @@
 """The benchmark: result files that can be trusted, ratios recomputed from them, honest words for what does not pay."""
 
 import copy
+import gzip
 import hashlib
 import json
 import subprocess
@@ -95,6 +96,19 @@ def test_runs_of_a_finished_protocol_come_back_from_their_archive_byte_for_byte(
         assert archive.main([str(tmp_path), protocol if why else runs[4]["protocol"]["id"]]) == 2
         assert (why or "would not come back from an archive as it is") in capsys.readouterr().err
         assert len(list(tmp_path.glob("*.json"))) == len(runs) - 4
+
+
+@pytest.mark.parametrize("name", ["cut-off.json", "cut-off.jsonl.gz"])
+def test_resuming_from_a_damaged_result_is_refused(name, tmp_path, capsys):
+    folder = tmp_path / "quality" / "here"
+    folder.mkdir(parents=True)
+    whole = b'{"run_id": "1", "created": "2026"}'
+    (folder / name).write_bytes((gzip.compress(whole) if name.endswith("gz") else whole)[:-5])
+    assert main(["--suite", "quality", "--resume", "--out", str(tmp_path)]) == 2
+    [said] = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"error: {folder / name} cannot be read (")
+    assert said.endswith(("and the run is made again", "restore it, as from git"))
+    assert [file.name for file in folder.iterdir()] == [name]
 
 
 def test_runs_that_draw_the_same_share_one_picture(tmp_path):

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="list the runs and end")
     options = parser.parse_args(arguments)
 
-    if wrong := _launcher_refused(options) or _device_refused(options):
+    if wrong := _launcher_refused(options) or _device_refused(options) or _results_refused(options):
         print(f"error: {wrong}", file=sys.stderr)
         return 2
     if options.suite in gpu.SUITES:
@@ -126,6 +126,16 @@ def _device_refused(options: argparse.Namespace) -> str | None:
         return f"engine runs on the CPU, not on {options.device!r}"
     has_it = options.device == "cuda" and torch.cuda.is_available()  # also for ray: results are filed by this device
     return None if has_it else f"torch finds no device {options.device!r} here; leave --device out for the CPU"
+
+
+def _results_refused(options: argparse.Namespace) -> str | None:
+    """Why --resume cannot go on from the results that are there; None if it can."""
+    try:
+        if options.resume:
+            results.read((options.out or ROOT / "results") / options.suite)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def print_table(table: list[list[str]]) -> None:

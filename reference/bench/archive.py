@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +23,13 @@ def as_text(run: dict) -> str:
 
 
 def read_archives(folder: Path) -> Iterator[dict]:
-    """All runs of the archives below `folder`, each with its archive as `path`."""
+    """All runs of the archives below `folder`, each with its archive as `path`. ValueError if one is damaged."""
     for file in folder.rglob(f"*{SUFFIX}"):
-        for line in gzip.decompress(file.read_bytes()).splitlines():
+        try:
+            lines = gzip.decompress(file.read_bytes()).splitlines()
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{file} cannot be read ({error}); restore it, as from git") from None
+        for line in lines:
             yield json.loads(line) | {"path": file}
 
 

@@ -108,15 +108,22 @@ def write_pictures(pictures: np.ndarray, folder: Path) -> dict:
 def read(folder: Path) -> list[dict]:
     """All runs below `folder`, oldest first, each with the path of its file or archive as `path`.
 
-    Raises ValueError if a run is there twice.
+    Raises ValueError if a run is there twice, or a file is damaged.
     """
-    runs = [json.loads(file.read_text()) | {"path": file} for file in folder.rglob("*.json")]
+    runs = [_load(file) | {"path": file} for file in folder.rglob("*.json")]
     files = {(run["path"].parent, run["run_id"]): run["path"] for run in runs if "run_id" in run}
     for run in read_archives(folder):
         if file := files.get((run["path"].parent, run["run_id"])):
             raise ValueError(f"{file} is in {run['path'].name} as well; remove the file")
         runs.append(run)
     return sorted(runs, key=lambda run: run["created"])
+
+
+def _load(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read ({error}); remove it, and the run is made again") from None
 
 
 def newest(runs: Iterable[dict]) -> list[dict]:
