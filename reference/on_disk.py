@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import torch
@@ -107,15 +107,21 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
 
 
 def only_variant(folders: Iterable[Path]) -> str | None:
-    """The variant, such as fp16, of which one of these models has files while it has no others; None if there is none.
+    """`variant_of` the weight files in folders."""
+    return variant_of(file for folder in folders for file in folder.glob("*.safetensors"))
+
+
+def variant_of(files: Iterable[PurePath]) -> str | None:
+    """The variant, such as fp16, of which one folder has files while it has no others; None if there is none.
 
     diffusers reads such files only when it is told the variant. Raises ValueError if there are several.
     """
-    found = {}
-    for folder in folders:
-        stems = [file.stem for file in folder.glob("*.safetensors")]
-        if all("." in stem for stem in stems):
-            found |= {re.sub(r"-\d+-of-\d+$", "", stem).rpartition(".")[2]: folder for stem in stems}
+    found, stems = {}, defaultdict(list)
+    for file in files:
+        stems[file.parent].append(file.stem)
+    for folder, own in stems.items():
+        if all("." in stem for stem in own):
+            found |= {re.sub(r"-\d+-of-\d+$", "", stem).rpartition(".")[2]: folder for stem in own}
     if len(found) > 1:
         raise ValueError(
             f"{list(found.values())[-1]}: there are several variants ({', '.join(sorted(found))}); keep one"

@@ -434,11 +434,17 @@ def test_hub_by_http(base, tmp_path):
     (repo / "empty").mkdir()
     (repo / "empty" / "README.md").write_text("hello")
     repositories = {"org/flux": base, "org/around": base, "nunchaku-ai/flux": repo, "org/empty": repo / "empty"}
-    repositories |= {"org/only": base / "transformer"}
+    repositories |= {"org/only": base / "transformer", "org/fp16": tmp_path / "fp16", "org/pickles": tmp_path / "bin"}
+    DiffusionPipeline.from_pretrained(base).save_pretrained(tmp_path / "fp16", variant="fp16")
+    shutil.copytree(base, tmp_path / "bin")
+    for weights in (tmp_path / "bin" / "transformer").glob("*.safetensors"):
+        weights.rename(weights.with_suffix(".bin"))
     asked = [
         ("org/flux", None),
         (f"nunchaku-tech/flux/{file.name}", "org/around"),
         ("org/only", "org/flux"),
+        ("org/fp16", None),
+        ("org/pickles", None),
         ("org/closed", None),
         (f"org/closed/{file.name}", None),
         (f"nunchaku-ai/flux/{file.name}", "org/closed"),
@@ -461,6 +467,8 @@ def test_hub_by_http(base, tmp_path):
         "org/flux": "FluxPipeline",
         f"nunchaku-tech/flux/{file.name}": "FluxPipeline",
         "org/only": "FluxPipeline",
+        "org/fp16": "FluxPipeline",
+        "org/pickles": "org/pickles does not hold all its weights as safetensors, and pickles are not read",
         "org/closed": closed,
         f"org/closed/{file.name}": closed,
         f"nunchaku-ai/flux/{file.name}": closed,
@@ -470,7 +478,10 @@ def test_hub_by_http(base, tmp_path):
     }
     cached = tmp_path / "home" / "hub"
     with_transformer = {f.parts[-5] for f in cached.rglob("snapshots/*/transformer/*.safetensors")}
-    assert with_transformer == {"models--org--flux"}  # a denoiser that is passed in is not downloaded
+    assert with_transformer == {
+        "models--org--flux",
+        "models--org--fp16",
+    }  # a denoiser that is passed in is not downloaded
 
 
 def test_nothing_here_is_a_pipeline_of_diffusers_by_chance(base):

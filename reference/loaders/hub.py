@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -16,6 +17,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import logging
+
+from reference.on_disk import variant_of
 
 # nunchaku's organisation was renamed; the old name stands in many notes.
 RENAMED = {"nunchaku-tech": "nunchaku-ai"}
@@ -48,8 +51,20 @@ def hub_folder(repo: str, passed: tuple[str, ...] = ()) -> Path:
             raise no_pipeline from None
         with one_line(repo, "config.json"):
             return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors"]))
+    download = partial(DiffusionPipeline.download, repo, use_safetensors=True, **dict.fromkeys(passed))
     with one_line(repo, "model_index.json"):
-        return Path(DiffusionPipeline.download(repo, use_safetensors=True, **dict.fromkeys(passed)))
+        try:
+            return Path(download())
+        except OSError as error:  # files without a variant are not all there
+            if error.errno is not None:  # or the disk is full
+                raise
+            files = [PurePath(file) for file in list_repo_files(repo) if file.endswith(".safetensors")]
+            variant = variant_of(PurePath(repo) / file for file in files if len(file.parts) == 2)
+            if variant is None:
+                raise ValueError(
+                    f"{repo} does not hold all its weights as safetensors, and pickles are not read"
+                ) from None
+            return Path(download(variant=variant))
 
 
 @contextmanager
