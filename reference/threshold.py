@@ -94,10 +94,10 @@ def random_keys(generator: torch.Generator) -> Keys:
 def bracket(sample: np.ndarray, k: int, n: int, widening: int = 1) -> tuple[int, int]:
     """(low, high): two keys of the sorted sample between which the k-th lowest of all n should lie.
 
-    Five standard deviations of its rank in a random sample to either side, times `widening`.
+    Three standard deviations of its rank in a random sample to either side, times `widening`; one search in 370 misses.
     """
     share, count = k / n, len(sample)
-    margin = widening * (5 * (share * (1 - share) * count) ** 0.5 + 2)
+    margin = widening * (3 * (share * (1 - share) * count) ** 0.5 + 2)
     low, high = int(share * count - margin), int(share * count + margin)
     return int(sample[low]) if low >= 0 else 0, int(sample[high]) if high < count else int(np.iinfo(sample.dtype).max)
 

@@ -89,7 +89,7 @@ def wide_cuts(passes: Passes, names: list[str], k: int, n: int) -> dict[str, tup
 
     def find() -> dict[str, Tensor]:
         return {
-            "cuts": torch.tensor(threshold.search(sample(passes, names, n, wide), k, n, tallies, widening=2))
+            "cuts": torch.tensor(threshold.search(sample(passes, names, n, wide), k, n, tallies, widening=4))
         }  # neighbours are alike
 
     cuts = passes.found(json.dumps(names), find)["cuts"].tolist()

@@ -174,11 +174,11 @@ def test_a_bracket_that_misses_is_widened(tmp_path, monkeypatch):
 
     def wrong_at_first(sample, k, n, widening=1):
         tries.append(widening)
-        return (5, 6) if widening == 2 else right(sample, k, n, widening)
+        return (5, 6) if widening == 4 else right(sample, k, n, widening)
 
     monkeypatch.setattr(threshold, "bracket", wrong_at_first)
     prune_out_of_core(tmp_path / "dense", tmp_path / "pruned", Request("weight", 0.3, scope="global"))
-    assert tries == [2, 16]
+    assert tries == [4, 32]
     reference.prune(model, "weight", 0.3, scope="global")
     assert_same(tmp_path / "pruned", model)
 
