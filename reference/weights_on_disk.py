@@ -88,9 +88,8 @@ def wide_cuts(passes: Passes, names: list[str], k: int, n: int) -> dict[str, tup
         return [found[name] for name in names]
 
     def find() -> dict[str, Tensor]:
-        return {
-            "cuts": torch.tensor(threshold.search(sample(passes, names, n, wide), k, n, tallies, widening=4))
-        }  # neighbours are alike
+        seen = sample(passes, names, n, wide)
+        return {"cuts": torch.tensor(threshold.search(seen, k, n, tallies, widening=4))}  # neighbours are alike
 
     cuts = passes.found(json.dumps(names), find)["cuts"].tolist()
     return {name: (Cut(*cut), wide) for name, cut in zip(names, cuts, strict=True)}
