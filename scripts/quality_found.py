@@ -108,10 +108,10 @@ def as_far(runs: list[dict], second: dict) -> str:
     shown = sorted(record(run, SHOWN)["value"] for run in near)
     fewer = sum(record(run, SHOWN)["ci95"][1] < record(second, SHOWN)["ci95"][0] for run in near)
     return (
-        "The same distance, another worth: runs without training after pruning whose prediction error lies between "
-        f"{low:.3f} and {high:.3f}, as this model's does: {len(near)}. Seen names are among the first 5 in "
-        f"{shown[0]:.2f} to {shown[-1]:.2f} of their pictures, in {record(second, SHOWN)['value']:.2f} of this one's; "
-        f"in {fewer} of them the interval lies below."
+        "The same distance, another worth: runs without training after pruning whose prediction error lies where that "
+        f"of the second training lies, between {low:.3f} and {high:.3f}: {len(near)}. Seen names are among the first 5 "
+        f"in {shown[0]:.2f} to {shown[-1]:.2f} of their pictures, in {record(second, SHOWN)['value']:.2f} of the "
+        f"second training's; in {fewer} of these runs the interval lies below."
     )
 
 

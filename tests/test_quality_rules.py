@@ -308,7 +308,7 @@ def test_pages_with_runs_show_charts_tables_and_pictures(tmp_path):
             "<td>weight</td><td>50 %</td><td>magnitude</td><td>none</td><td>0.500 (0.400 to 0.600)</td>",
             "| psnr | 0.500 (0.400 to 0.600) | - | 0.100 |",
             "](quality/second-m.png)",
-            "as this model's does: 1. Seen names are among the first 5 in 0.50 to 0.50 of their pictures, in 0.50 of",
+            "between 0.400 and 0.600: 1. Seen names are among the first 5 in 0.50 to 0.50 of their pictures",
             "The line of dashes and dots: the same training with another seed.",
             "](quality/grid-m-50.png)",
         ),
