@@ -468,7 +468,7 @@ def test_hub_by_http(base, tmp_path):
         f"nunchaku-tech/flux/{file.name}": "FluxPipeline",
         "org/only": "FluxPipeline",
         "org/fp16": "FluxPipeline",
-        "org/pickles": "org/pickles does not hold all its weights as safetensors, and pickles are not read",
+        "org/pickles": "org/pickles does not hold all its weights as safetensors, the one kind that is read",
         "org/closed": closed,
         f"org/closed/{file.name}": closed,
         f"nunchaku-ai/flux/{file.name}": closed,

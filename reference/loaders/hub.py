@@ -62,7 +62,7 @@ def hub_folder(repo: str, passed: tuple[str, ...] = ()) -> Path:
             variant = variant_of(PurePath(repo) / file for file in files if len(file.parts) == 2)
             if variant is None:
                 raise ValueError(
-                    f"{repo} does not hold all its weights as safetensors, and pickles are not read"
+                    f"{repo} does not hold all its weights as safetensors, the one kind that is read"
                 ) from None
             return Path(download(variant=variant))
 
