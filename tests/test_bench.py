@@ -3,6 +3,7 @@
 import copy
 import gzip
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -320,3 +321,7 @@ def test_a_result_names_no_folder_of_its_machine(monkeypatch):
     asked = ["x", "--suite", "engine", "--out", "/home/me/results", "--resume", "--out=/home/me/more"]
     monkeypatch.setattr("sys.argv", asked)
     assert results.command() == ["python", "-m", "reference.bench", "--suite", "engine", "--resume"]
+    monkeypatch.setattr("sys.argv", ["x", "/home/me/out/seed-1"])
+    second = importlib.util.spec_from_loader("reference.bench.second_seed", None)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", second)
+    assert results.command() == ["python", "-m", "reference.bench.second_seed", "seed-1"]

@@ -64,14 +64,19 @@ def fingerprint(weights: Path) -> str:
 
 
 def command() -> list[str]:
-    """The command line that this process runs, without `--out FOLDER`: the file is where it is."""
+    """The command line that this process runs, without `--out FOLDER`: the file is where it is.
+
+    Other absolute paths end up as their last part. A module that was started by itself, as `second_seed` is, is named.
+    """
     told, kept = iter(sys.argv[1:]), []
+    started = getattr(sys.modules["__main__"].__spec__, "name", "").removesuffix(".__main__")
+    module = started if started.startswith("reference.bench") else "reference.bench"
     for argument in told:
         if argument == "--out":
             next(told, None)
         elif not argument.startswith("--out="):
-            kept.append(argument)
-    return ["python", "-m", "reference.bench", *kept]
+            kept.append(Path(argument).name if Path(argument).is_absolute() else argument)
+    return ["python", "-m", module, *kept]
 
 
 def write(run: dict, folder: Path) -> Path:
